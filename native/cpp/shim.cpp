@@ -1,0 +1,78 @@
+// Calls of libtorch that tch 0.24 does not expose, behind a C ABI. Every function returns null, or an error text that the
+// caller frees with mt_free; no C++ exception crosses the boundary.
+#include <ATen/ATen.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <dlfcn.h>
+#include <malloc.h>
+
+#include <cstring>
+#include <optional>
+#include <vector>
+
+namespace {
+
+std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
+    std::vector<at::Tensor> out;
+    out.reserve(count);
+    for (size_t i = 0; i < count; ++i) out.push_back(*list[i]);
+    return out;
+}
+
+template <typename F> char *guarded(F body) {
+    try {
+        body();
+        return nullptr;
+    } catch (const c10::Error &e) {
+        return strdup(e.what_without_backtrace());
+    } catch (const std::exception &e) {
+        return strdup(e.what());
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+void mt_free(char *text) { free(text); }
+
+// One AdamW step over a group; `steps` are f32 scalars already incremented for this step.
+char *mt_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avgs,
+                     at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, size_t count, double lr, double beta1,
+                     double beta2, double weight_decay, double eps) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        auto p = tensors(params, count);
+        auto g = tensors(grads, count);
+        auto m = tensors(exp_avgs, count);
+        auto v = tensors(exp_avg_sqs, count);
+        auto s = tensors(steps, count);
+        std::vector<at::Tensor> none;
+        at::_fused_adamw_(p, g, m, v, none, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
+                          /*maximize=*/false, std::nullopt, std::nullopt);
+    });
+}
+
+// Scales the gradients in place so that their global L2 norm is at most max_norm; writes the norm before clipping.
+char *mt_clip_grad_norm(at::Tensor *const *grads, size_t count, double max_norm, double *norm_out) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        auto g = tensors(grads, count);
+        auto norms = at::_foreach_norm(g, 2.0);
+        double norm = at::stack(norms).norm(2.0).item<double>();
+        *norm_out = norm;
+        double scale = max_norm / (norm + 1e-6);
+        if (scale < 1.0) at::_foreach_mul_(g, at::Scalar(scale));
+    });
+}
+
+// Keeps large buffers in the heap between steps instead of returning them to the kernel each time.
+void mt_tune_allocator() {
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
+// Loads the CUDA half of libtorch; must run before any other CUDA query. Returns 1 when it is there.
+int mt_load_cuda() { return dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL) != nullptr; }
+}

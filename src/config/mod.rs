@@ -1,0 +1,1 @@
+//! Job files and training configurations: rendered, parsed, validated.

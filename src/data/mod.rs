@@ -1,0 +1,1 @@
+//! Image and text TSVs, class folders, labels, splits, embedding files.

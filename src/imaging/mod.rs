@@ -1,0 +1,1 @@
+//! From encoded bytes to normalised pixels: the one pixel path.

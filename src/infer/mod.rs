@@ -1,0 +1,1 @@
+//! Batched encoding of images and texts.

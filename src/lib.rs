@@ -1,0 +1,43 @@
+//! Batch jobs that fine-tune MedImageInsight, embed images, train adapters, evaluate, and publish MLflow packages.
+//!
+//! Data flows one way; a module may use those above it in this list and never those below it:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`error`] | one error type; its kind is the exit code |
+//! | [`telemetry`] | logging and progress |
+//! | [`config`] | job files and training configurations: rendered, parsed, validated |
+//! | [`storage`] | one store: put, get, list, and the create-if-absent that publishing rests on |
+//! | [`registry`] | named, numbered versions of datasets and models; run records |
+//! | [`data`] | image and text TSVs, class folders, labels, splits, embedding files |
+//! | [`imaging`] | from encoded bytes to normalised pixels: the one pixel path |
+//! | [`package`] | MLflow model folders: files and metadata, no tensors |
+//! | [`evaluation`] | metrics, thresholds, kNN, reports |
+//! | `model` | DaViT, text transformer, UniCL, adapter, weights (needs libtorch, as all below) |
+//! | `train` | loss, optimizer, schedule, the loop |
+//! | `infer` | batched encoding of images and texts |
+//! | `jobs` | one file a job kind; pipelines compose them |
+
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod evaluation;
+pub mod imaging;
+pub mod package;
+pub mod registry;
+pub mod storage;
+pub mod telemetry;
+
+#[cfg(feature = "torch")]
+pub mod infer;
+#[cfg(feature = "torch")]
+pub mod jobs;
+#[cfg(feature = "torch")]
+pub mod model;
+#[cfg(feature = "torch")]
+pub mod train;
+
+pub use error::{Context, Error, ErrorKind, Result};
+
+/// A hash over the sources that this program was built from, as run records and step fingerprints carry it.
+pub const CODE_VERSION: &str = env!("MEDTUNE_CODE_VERSION");

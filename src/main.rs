@@ -1,0 +1,3 @@
+//! The `medtune` program.
+
+fn main() {}

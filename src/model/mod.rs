@@ -1,0 +1,1 @@
+//! DaViT, text transformer, UniCL, adapter, weights.

@@ -1,0 +1,1 @@
+//! MLflow model folders: files and metadata, no tensors.

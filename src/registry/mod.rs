@@ -1,0 +1,1 @@
+//! Named, numbered versions of datasets and models; run records.
