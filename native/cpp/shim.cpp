@@ -4,6 +4,7 @@
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/GradMode.h>
 #include <dlfcn.h>
 #include <malloc.h>
 
@@ -42,7 +43,7 @@ char *mt_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Te
                      at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, size_t count, double lr, double beta1,
                      double beta2, double weight_decay, double eps) {
     return guarded([&] {
-        at::NoGradGuard no_grad;
+        c10::NoGradGuard no_grad;
         auto p = tensors(params, count);
         auto g = tensors(grads, count);
         auto m = tensors(exp_avgs, count);
@@ -57,7 +58,7 @@ char *mt_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Te
 // Scales the gradients in place so that their global L2 norm is at most max_norm; writes the norm before clipping.
 char *mt_clip_grad_norm(at::Tensor *const *grads, size_t count, double max_norm, double *norm_out) {
     return guarded([&] {
-        at::NoGradGuard no_grad;
+        c10::NoGradGuard no_grad;
         auto g = tensors(grads, count);
         auto norms = at::_foreach_norm(g, 2.0);
         double norm = at::stack(norms).norm(2.0).item<double>();
