@@ -1,0 +1,426 @@
+//! A job file: one kind with inputs, parameters and outputs, or a pipeline of such steps.
+//!
+//! Relative paths are relative to the job file's folder. An input is a path, a `file://` URI, a version (`data:NAME@7`,
+//! `model:NAME@latest`), or inside a pipeline the output of another step: `${{ steps.STEP.outputs.OUTPUT }}`.
+
+use super::kinds::{Kind, PortType};
+use super::parameters::Parameters;
+use super::suggest::did_you_mean;
+use super::{Environment, apply_overrides, build, read_yaml, render};
+use crate::error::{Context, Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_yaml_ng::{Mapping, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The job file version that this program writes and reads.
+pub const JOB_VERSION: u64 = 1;
+
+/// Where the tensors are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compute {
+    /// `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// CPU threads; 0 uses all cores.
+    pub threads: usize,
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        Compute { device: "auto".to_owned(), threads: 0 }
+    }
+}
+
+/// How an output is registered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSpec {
+    /// Name of the dataset or model; `JOB-STEP-OUTPUT` when left out.
+    pub name: Option<String>,
+    /// What a reader of the registry should know.
+    pub description: String,
+    /// Free key-value pairs.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Where an input comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum InputSource {
+    /// An output of another step of the pipeline.
+    Step {
+        /// The step's name.
+        step: String,
+        /// The output's name.
+        output: String,
+    },
+    /// A path, URI or version reference.
+    External(String),
+}
+
+impl InputSource {
+    /// Parses `${{ steps.S.outputs.O }}`; anything else is external.
+    fn parse(text: &str, place: &str) -> Result<InputSource> {
+        let Some(inner) = text.strip_prefix("${{").and_then(|t| t.strip_suffix("}}")) else {
+            if text.contains("${{") {
+                return Err(Error::config(format!("{place}: '${{{{ ... }}}}' must be the whole value")));
+            }
+            return Ok(InputSource::External(text.to_owned()));
+        };
+        let parts: Vec<&str> = inner.trim().split('.').collect();
+        match parts.as_slice() {
+            ["steps", step, "outputs", output] => {
+                Ok(InputSource::Step { step: (*step).to_owned(), output: (*output).to_owned() })
+            }
+            _ => Err(Error::config(format!("{place}: write ${{{{ steps.STEP.outputs.OUTPUT }}}}, not '{text}'"))),
+        }
+    }
+}
+
+/// One step: a job of one kind, or a member of a pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Step {
+    /// What it does.
+    #[serde(serialize_with = "kind_name")]
+    pub kind: Kind,
+    /// Where its inputs come from, by the contract's names.
+    pub inputs: BTreeMap<String, InputSource>,
+    /// Its parameters, defaults filled in.
+    pub parameters: Parameters,
+    /// How its outputs are registered; outputs left out get default names.
+    pub outputs: BTreeMap<String, OutputSpec>,
+}
+
+fn kind_name<S: serde::Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(kind.name())
+}
+
+/// What a job file says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Work {
+    /// One step.
+    Step(Box<Step>),
+    /// A DAG of steps, in the order of the file.
+    Pipeline {
+        /// Names and steps; a step's inputs may name the outputs of any other.
+        steps: Vec<(String, Step)>,
+        /// Whether steps that do not depend on a failed one still run.
+        continue_on_step_failure: bool,
+    },
+}
+
+/// A job file, parsed and checked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Job {
+    /// The job's name: the file's stem unless given.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// The store, when the file names one.
+    pub store: Option<String>,
+    /// Device and threads.
+    pub compute: Compute,
+    /// The work itself.
+    pub work: Work,
+    /// The folder that relative paths start from.
+    pub folder: PathBuf,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Header {
+    /// Format version of job files; this program reads 1.
+    pub(super) version: u64,
+    /// What the job does.
+    pub(super) kind: String,
+    /// The job's name; the file's stem when left out.
+    pub(super) name: Option<String>,
+    /// What the job is for.
+    #[serde(default)]
+    pub(super) description: String,
+    /// The store: a folder or file:// URI; `--store` and MEDTUNE_STORE come first.
+    pub(super) store: Option<String>,
+    /// Device and threads.
+    #[serde(default)]
+    pub(super) compute: Compute,
+}
+
+const HEADER: [&str; 6] = ["version", "kind", "name", "description", "store", "compute"];
+const STEP: [&str; 4] = ["kind", "inputs", "parameters", "outputs"];
+const PIPELINE: [&str; 2] = ["steps", "continue_on_step_failure"];
+
+impl Job {
+    /// Reads, renders, overrides, builds and checks the job file at `path`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] for a missing file, [`crate::ErrorKind::Config`] for everything wrong in it,
+    /// [`crate::ErrorKind::Usage`] for a wrong override.
+    pub fn load(path: &Path, overrides: &[String], environment: &Environment) -> Result<Job> {
+        let document = read_yaml(path)?;
+        let folder = std::path::absolute(path)
+            .map_err(|e| Error::io("resolve", path, e))?
+            .parent()
+            .map(Path::to_path_buf)
+            .unwrap_or_default();
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or("job").to_owned();
+        Job::build(document, overrides, environment, (stem, folder)).context(|| path.display())
+    }
+
+    fn build(document: Value, overrides: &[String], environment: &Environment, at: (String, PathBuf)) -> Result<Job> {
+        let document = apply_overrides(render(document, environment)?, overrides)?;
+        let Value::Mapping(document) = document else {
+            return Err(Error::config("not a job file: write 'version: 1', 'kind: ...' and so on"));
+        };
+        let kind_text = document.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let kind = parse_kind(&kind_text, "kind")?;
+        let body: &[&str] = if kind == Kind::Pipeline { &PIPELINE } else { &STEP };
+        let (mut header, mut rest) = (Mapping::new(), Mapping::new());
+        for (key, value) in document {
+            let name = key.as_str().unwrap_or_default().to_owned();
+            if HEADER.contains(&name.as_str()) {
+                header.insert(key, value);
+            } else if body.contains(&name.as_str()) {
+                rest.insert(key, value);
+            } else {
+                let known = HEADER.iter().chain(body).copied().collect::<Vec<_>>();
+                return Err(Error::config(format!("unknown key '{name}': {}", did_you_mean(&name, known))));
+            }
+        }
+        let header: Header = build(Value::Mapping(header), "job")?;
+        if header.version != JOB_VERSION {
+            return Err(Error::config(format!(
+                "version: {} is not known; this program reads {JOB_VERSION}",
+                header.version
+            )));
+        }
+        let name = header.name.unwrap_or(at.0);
+        check_name(&name, "name")?;
+        let work = if kind == Kind::Pipeline {
+            build_pipeline(rest)?
+        } else {
+            Work::Step(Box::new(build_step(kind, rest, "")?))
+        };
+        if let Work::Step(step) = &work
+            && let Some((input, _)) = step.inputs.iter().find(|(_, s)| matches!(s, InputSource::Step { .. }))
+        {
+            return Err(Error::config(format!(
+                "inputs.{input}: only a step of a Pipeline can take another step's output"
+            )));
+        }
+        let Header { description, store, compute, .. } = header;
+        Ok(Job { name, description, store, compute, work, folder: at.1 })
+    }
+
+    /// The steps with their names; a job that is one step has one, named like its kind in lower case.
+    #[must_use]
+    pub fn steps(&self) -> Vec<(String, &Step)> {
+        match &self.work {
+            Work::Step(step) => vec![(step.kind.name().to_lowercase(), step)],
+            Work::Pipeline { steps, .. } => steps.iter().map(|(n, s)| (n.clone(), s)).collect(),
+        }
+    }
+
+    /// The job's kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match &self.work {
+            Work::Step(step) => step.kind,
+            Work::Pipeline { .. } => Kind::Pipeline,
+        }
+    }
+
+    /// The name under which an output of a step is registered.
+    #[must_use]
+    pub fn output_name(&self, step_name: &str, step: &Step, output: &str) -> String {
+        if let Some(name) = step.outputs.get(output).and_then(|o| o.name.clone()) {
+            return name;
+        }
+        match self.work {
+            Work::Step(_) => format!("{}-{output}", self.name),
+            Work::Pipeline { .. } => format!("{}-{step_name}-{output}", self.name),
+        }
+    }
+}
+
+fn parse_kind(text: &str, place: &str) -> Result<Kind> {
+    Kind::parse(text).ok_or_else(|| {
+        let known: Vec<&str> = Kind::ALL.iter().map(|k| k.name()).collect();
+        match text {
+            "" => Error::config(format!("{place}: missing; known: {}", known.join(", "))),
+            _ => Error::config(format!("{place}: unknown kind '{text}': {}", did_you_mean(text, known))),
+        }
+    })
+}
+
+fn check_name(name: &str, place: &str) -> Result<()> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty()
+        || name.len() > 100
+        || !name.chars().all(good)
+        || !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        return Err(Error::config(format!(
+            "{place}: '{name}' must start with a letter or digit and hold only letters, digits, '.', '_' and '-', at most 100"
+        )));
+    }
+    Ok(())
+}
+
+fn section(rest: &mut Mapping, key: &str, place: &str) -> Result<Mapping> {
+    match rest.remove(key) {
+        None | Some(Value::Null) => Ok(Mapping::new()),
+        Some(Value::Mapping(map)) => Ok(map),
+        Some(_) => Err(Error::config(format!("{place}{key}: must be a mapping"))),
+    }
+}
+
+fn build_step(kind: Kind, mut rest: Mapping, place: &str) -> Result<Step> {
+    let mut inputs = BTreeMap::new();
+    for (key, value) in section(&mut rest, "inputs", place)? {
+        let name = key.as_str().unwrap_or_default();
+        let at = format!("{place}inputs.{name}");
+        if !kind.inputs().iter().any(|p| p.name == name) {
+            let known: Vec<&str> = kind.inputs().iter().map(|p| p.name).collect();
+            return Err(Error::config(format!("{at}: {kind} has no such input: {}", did_you_mean(name, known))));
+        }
+        // the contract's conf_files is a list with one file
+        let value = match value {
+            Value::Sequence(items) if items.len() == 1 => items.into_iter().next().unwrap_or(Value::Null),
+            other => other,
+        };
+        let text = value
+            .as_str()
+            .filter(|t| !t.trim().is_empty())
+            .ok_or_else(|| Error::config(format!("{at}: must be one path, URI or version reference")))?;
+        inputs.insert(name.to_owned(), InputSource::parse(text.trim(), &at)?);
+    }
+    if let Some(missing) = kind.inputs().iter().find(|p| p.required && !inputs.contains_key(p.name)) {
+        return Err(Error::config(format!("{place}inputs.{}: missing ({})", missing.name, missing.doc)));
+    }
+    let mut outputs = BTreeMap::new();
+    for (key, value) in section(&mut rest, "outputs", place)? {
+        let name = key.as_str().unwrap_or_default();
+        let at = format!("{place}outputs.{name}");
+        if !kind.outputs().iter().any(|p| p.name == name) {
+            let known: Vec<&str> = kind.outputs().iter().map(|p| p.name).collect();
+            return Err(Error::config(format!("{at}: {kind} has no such output: {}", did_you_mean(name, known))));
+        }
+        let spec: OutputSpec = match value {
+            Value::String(name) => OutputSpec { name: Some(name), ..OutputSpec::default() },
+            other => build(other, &at)?,
+        };
+        if let Some(name) = &spec.name {
+            check_name(name, &format!("{at}.name"))?;
+        }
+        outputs.insert(name.to_owned(), spec);
+    }
+    let parameters =
+        Parameters::build(kind, rest.remove("parameters").unwrap_or(Value::Null), &format!("{place}parameters"))?;
+    Ok(Step { kind, inputs, parameters, outputs })
+}
+
+fn build_pipeline(mut rest: Mapping) -> Result<Work> {
+    let continue_on_step_failure = match rest.remove("continue_on_step_failure") {
+        None => false,
+        Some(Value::Bool(b)) => b,
+        Some(_) => return Err(Error::config("continue_on_step_failure: must be true or false")),
+    };
+    let mut steps: Vec<(String, Step)> = Vec::new();
+    for (key, value) in section(&mut rest, "steps", "")? {
+        let name = key.as_str().unwrap_or_default().to_owned();
+        let place = format!("steps.{name}.");
+        check_name(&name, &format!("steps.{name}"))?;
+        let Value::Mapping(mut body) = value else {
+            return Err(Error::config(format!(
+                "steps.{name}: must be a mapping with kind, inputs, parameters, outputs"
+            )));
+        };
+        let kind_text = body.remove("kind").and_then(|k| k.as_str().map(str::to_owned)).unwrap_or_default();
+        let kind = parse_kind(&kind_text, &format!("{place}kind"))?;
+        if kind == Kind::Pipeline {
+            return Err(Error::config(format!("{place}kind: a pipeline cannot be a step of a pipeline")));
+        }
+        if let Some(unknown) = body.keys().filter_map(Value::as_str).find(|k| !STEP.contains(k)) {
+            return Err(Error::config(format!("{place}{unknown}: unknown key: {}", did_you_mean(unknown, STEP))));
+        }
+        steps.push((name, build_step(kind, body, &place)?));
+    }
+    if steps.is_empty() {
+        return Err(Error::config("steps: a pipeline needs at least one step"));
+    }
+    check_wiring(&steps)?;
+    Ok(Work::Pipeline { steps, continue_on_step_failure })
+}
+
+/// Every reference names an existing output of a fitting type, and nothing waits for itself.
+fn check_wiring(steps: &[(String, Step)]) -> Result<()> {
+    let names: Vec<&str> = steps.iter().map(|(n, _)| n.as_str()).collect();
+    for (name, step) in steps {
+        for (input, source) in &step.inputs {
+            let InputSource::Step { step: from, output } = source else { continue };
+            let place = format!("steps.{name}.inputs.{input}");
+            let Some((_, producer)) = steps.iter().find(|(n, _)| n == from) else {
+                return Err(Error::config(format!(
+                    "{place}: there is no step '{from}': {}",
+                    did_you_mean(from, names)
+                )));
+            };
+            let outputs = producer.kind.outputs();
+            let Some(made) = outputs.iter().find(|p| p.name == output) else {
+                let known: Vec<&str> = outputs.iter().map(|p| p.name).collect();
+                return Err(Error::config(format!(
+                    "{place}: step '{from}' ({}) has no output '{output}': {}",
+                    producer.kind,
+                    did_you_mean(output, known)
+                )));
+            };
+            let wanted = port_type(step.kind, input);
+            if wanted != Some(made.port_type) {
+                return Err(Error::config(format!(
+                    "{place}: '{output}' of step '{from}' is not what this input takes"
+                )));
+            }
+        }
+    }
+    order(steps).map(|_| ())
+}
+
+fn port_type(kind: Kind, input: &str) -> Option<PortType> {
+    kind.inputs().iter().find(|p| p.name == input).map(|p| p.port_type)
+}
+
+/// Indices of the steps in an order in which every step follows those it depends on; otherwise the order of the file.
+///
+/// # Errors
+/// [`crate::ErrorKind::Config`] naming the steps of a cycle.
+pub fn order(steps: &[(String, Step)]) -> Result<Vec<usize>> {
+    let mut done: Vec<usize> = Vec::new();
+    while done.len() < steps.len() {
+        let ready = (0..steps.len())
+            .find(|i| !done.contains(i) && dependencies(&steps[*i].1).all(|d| done.iter().any(|j| steps[*j].0 == d)));
+        match ready {
+            Some(i) => done.push(i),
+            None => {
+                let stuck: Vec<&str> =
+                    (0..steps.len()).filter(|i| !done.contains(i)).map(|i| steps[i].0.as_str()).collect();
+                return Err(Error::config(format!("steps: these wait for one another: {}", stuck.join(", "))));
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// The names of the steps whose outputs `step` takes.
+pub fn dependencies(step: &Step) -> impl Iterator<Item = &str> {
+    step.inputs.values().filter_map(|s| match s {
+        InputSource::Step { step, .. } => Some(step.as_str()),
+        InputSource::External(_) => None,
+    })
+}
+
+#[cfg(test)]
+#[path = "job_tests.rs"]
+mod tests;

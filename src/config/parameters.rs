@@ -1,0 +1,306 @@
+//! The parameters of each job kind, with the contract's names and defaults.
+
+use crate::error::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Fractions of the three splits; they must add up to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitParameters {
+    /// Share of rows for training.
+    pub train: f64,
+    /// Share of rows for choosing (thresholds, best epoch).
+    pub validation: f64,
+    /// Share of rows for the final report.
+    pub test: f64,
+    /// Seed of the stratified draw.
+    pub seed: u64,
+}
+
+impl Default for SplitParameters {
+    fn default() -> Self {
+        SplitParameters { train: 0.6, validation: 0.2, test: 0.2, seed: 42 }
+    }
+}
+
+/// Parameters of Prepare.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrepareParameters {
+    /// The text of an image; `{label}` and `{view}` come from text_constants.
+    pub text_template: String,
+    /// Images are resized to this square, in pixels.
+    pub image_size: u32,
+    /// JPEG quality of the standardised images, 1 to 100.
+    pub jpeg_quality: u8,
+    /// Keep only the classes with the most images; 0 keeps all.
+    pub keep_most_frequent: usize,
+    /// How rows are divided.
+    pub split: SplitParameters,
+    /// The `source` field of the text rows; training positives share source and class.
+    pub source: String,
+}
+
+impl Default for PrepareParameters {
+    fn default() -> Self {
+        PrepareParameters {
+            text_template: "{label}".to_owned(),
+            image_size: 512,
+            jpeg_quality: 95,
+            keep_most_frequent: 0,
+            split: SplitParameters::default(),
+            source: "medtune".to_owned(),
+        }
+    }
+}
+
+impl PrepareParameters {
+    fn validate(&self) -> Result<()> {
+        let s = &self.split;
+        let parts = [s.train, s.validation, s.test];
+        if parts.iter().any(|p| !(*p > 0.0 && *p < 1.0)) || (parts.iter().sum::<f64>() - 1.0).abs() > 1e-9 {
+            return Err(Error::config(format!(
+                "parameters.split: train {}, validation {} and test {} must each be over 0 and add up to 1",
+                s.train, s.validation, s.test
+            )));
+        }
+        in_range("image_size", self.image_size.into(), 8, 4096)?;
+        in_range("jpeg_quality", self.jpeg_quality.into(), 1, 100)?;
+        if !self.text_template.contains("{label}") {
+            return Err(Error::config("parameters.text_template: must contain {label}"));
+        }
+        Ok(())
+    }
+}
+
+/// Parameters of Finetune; the training itself is configured by the YAML file in `conf_files`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FinetuneParameters {
+    /// Texts that a training image is paired with, one drawn per sample and epoch; `{}` is the label text.
+    pub prompt_templates: Vec<String>,
+    /// Seed of weights' drop path, sample order, augmentation and prompts.
+    pub seed: u64,
+    /// Keys that replace those of the training configuration, e.g. `MAX_NUM_EPOCHS: 3`.
+    pub training: BTreeMap<String, serde_json::Value>,
+}
+
+impl Default for FinetuneParameters {
+    fn default() -> Self {
+        let prompts = ["{}.", "an image of {}.", "a medical image showing {}.", "findings: {}."];
+        FinetuneParameters {
+            prompt_templates: prompts.map(str::to_owned).to_vec(),
+            seed: 42,
+            training: BTreeMap::new(),
+        }
+    }
+}
+
+impl FinetuneParameters {
+    fn validate(&self) -> Result<()> {
+        if self.prompt_templates.is_empty() {
+            return Err(Error::config("parameters.prompt_templates: must hold at least one template, e.g. \"{}.\""));
+        }
+        match self.prompt_templates.iter().find(|t| !t.contains("{}")) {
+            Some(t) => Err(Error::config(format!("parameters.prompt_templates: '{t}' has no {{}} for the label text"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Parameters of Embed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmbedParameters {
+    /// JPEG quality of the standardisation before the model; the package's own value when left out.
+    pub image_standardization_jpeg_compression_ratio: Option<u8>,
+    /// Side in pixels of the standardised square; the package's own value when left out.
+    pub image_standardization_image_size: Option<u32>,
+    /// Images a forward pass.
+    pub batch_size: usize,
+}
+
+impl Default for EmbedParameters {
+    fn default() -> Self {
+        EmbedParameters {
+            image_standardization_jpeg_compression_ratio: None,
+            image_standardization_image_size: None,
+            batch_size: 32,
+        }
+    }
+}
+
+impl EmbedParameters {
+    fn validate(&self) -> Result<()> {
+        in_range("batch_size", self.batch_size as u64, 1, 65_536)?;
+        if let Some(quality) = self.image_standardization_jpeg_compression_ratio {
+            in_range("image_standardization_jpeg_compression_ratio", quality.into(), 1, 100)?;
+        }
+        if let Some(size) = self.image_standardization_image_size {
+            in_range("image_standardization_image_size", size.into(), 8, 4096)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a best adapter epoch is chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TrackMetric {
+    /// Validation accuracy.
+    Acc,
+    /// Validation macro one-versus-rest area under the ROC curve.
+    Auc,
+}
+
+/// Parameters of Adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdapterParameters {
+    /// Channels of the convolutions.
+    pub hidden_dimensions: usize,
+    /// Length of an embedding; taken from the embeddings when left out, and checked against them when given.
+    pub input_channels: Option<usize>,
+    /// Rows a training step.
+    pub train_dataloader_batch_size: usize,
+    /// Rows a validation pass.
+    pub validation_dataloader_batch_size: usize,
+    /// AdamW learning rate.
+    pub learning_rate: f64,
+    /// Passes over the training rows.
+    pub max_epochs: usize,
+    /// What the best epoch is chosen by.
+    pub track_metric: TrackMetric,
+    /// Seed of the weights and the order of rows.
+    pub seed: u64,
+}
+
+impl Default for AdapterParameters {
+    fn default() -> Self {
+        AdapterParameters {
+            hidden_dimensions: 512,
+            input_channels: None,
+            train_dataloader_batch_size: 8,
+            validation_dataloader_batch_size: 1,
+            learning_rate: 3e-4,
+            max_epochs: 10,
+            track_metric: TrackMetric::Acc,
+            seed: 42,
+        }
+    }
+}
+
+impl AdapterParameters {
+    fn validate(&self) -> Result<()> {
+        in_range("hidden_dimensions", self.hidden_dimensions as u64, 1, 65_536)?;
+        in_range("train_dataloader_batch_size", self.train_dataloader_batch_size as u64, 1, 1 << 20)?;
+        in_range("validation_dataloader_batch_size", self.validation_dataloader_batch_size as u64, 1, 1 << 20)?;
+        in_range("max_epochs", self.max_epochs as u64, 1, 1 << 20)?;
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return Err(Error::config(format!("parameters.learning_rate: {} must be over 0", self.learning_rate)));
+        }
+        Ok(())
+    }
+}
+
+/// Parameters of Assemble.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AssembleParameters {
+    /// The text that a label becomes; `{}` is the label.
+    pub text_template: String,
+    /// Checked against the adapter when given.
+    pub hidden_dimensions: Option<usize>,
+    /// Checked against the adapter when given.
+    pub input_channels: Option<usize>,
+}
+
+impl Default for AssembleParameters {
+    fn default() -> Self {
+        AssembleParameters { text_template: "{}.".to_owned(), hidden_dimensions: None, input_channels: None }
+    }
+}
+
+impl AssembleParameters {
+    fn validate(&self) -> Result<()> {
+        if self.text_template.contains("{}") {
+            return Ok(());
+        }
+        Err(Error::config(format!("parameters.text_template: '{}' has no {{}} for the label", self.text_template)))
+    }
+}
+
+/// Parameters of Evaluate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateParameters {
+    /// Neighbours of the kNN classifier.
+    pub knn: usize,
+}
+
+impl Default for EvaluateParameters {
+    fn default() -> Self {
+        EvaluateParameters { knn: 64 }
+    }
+}
+
+fn in_range(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::config(format!("parameters.{key}: {value} is outside {low} to {high}")))
+}
+
+/// The parameters of any kind.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Parameters {
+    /// Of Prepare.
+    Prepare(PrepareParameters),
+    /// Of Finetune.
+    Finetune(FinetuneParameters),
+    /// Of Embed.
+    Embed(EmbedParameters),
+    /// Of Adapter.
+    Adapter(AdapterParameters),
+    /// Of Assemble.
+    Assemble(AssembleParameters),
+    /// Of Evaluate.
+    Evaluate(EvaluateParameters),
+}
+
+impl Parameters {
+    /// Parses and checks the `parameters` section of a step of `kind`; `origin` is the section's place for errors.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Config`] naming the key.
+    pub fn build(kind: super::kinds::Kind, value: serde_yaml_ng::Value, origin: &str) -> Result<Parameters> {
+        use super::kinds::Kind;
+        let value = if value.is_null() { serde_yaml_ng::Value::Mapping(Default::default()) } else { value };
+        let built = match kind {
+            Kind::Prepare => Parameters::Prepare(super::build(value, origin)?),
+            Kind::Finetune => Parameters::Finetune(super::build(value, origin)?),
+            Kind::Embed => Parameters::Embed(super::build(value, origin)?),
+            Kind::Adapter => Parameters::Adapter(super::build(value, origin)?),
+            Kind::Assemble => Parameters::Assemble(super::build(value, origin)?),
+            Kind::Evaluate => Parameters::Evaluate(super::build(value, origin)?),
+            Kind::Pipeline => return Err(Error::config(format!("{origin}: a Pipeline has no parameters of its own"))),
+        };
+        let checked = match &built {
+            Parameters::Prepare(p) => p.validate(),
+            Parameters::Finetune(p) => p.validate(),
+            Parameters::Embed(p) => p.validate(),
+            Parameters::Adapter(p) => p.validate(),
+            Parameters::Assemble(p) => p.validate(),
+            Parameters::Evaluate(p) if p.knn == 0 => Err(Error::config("parameters.knn: must be at least 1")),
+            Parameters::Evaluate(_) => Ok(()),
+        };
+        checked.map_err(|e| match origin.strip_suffix("parameters") {
+            Some(prefix) if !prefix.is_empty() => e.context(prefix.trim_end_matches('.').to_owned()),
+            _ => e,
+        })?;
+        Ok(built)
+    }
+}

@@ -1,0 +1,389 @@
+//! The training configuration (`conf_files`): the original's YAML keys, each honoured, accepted at its neutral value, or
+//! refused by name with the reason. Nothing is ignored silently.
+
+use super::suggest::did_you_mean;
+use super::training_rules::{RULES, Rule, rule_of};
+use crate::error::{Error, Result};
+use serde::Serialize;
+use serde_yaml_ng::Value;
+
+/// A regular expression on parameter names and the number that goes with it.
+pub type PatternValue = (String, f64);
+
+/// Exponential moving average of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Smoothing {
+    /// `average = decay * average + (1 - decay) * weights` after every optimizer step.
+    pub decay: f64,
+    /// Whether evaluation and export use the average.
+    pub evaluate: bool,
+}
+
+/// Everything that a training run is configured by.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainingConfig {
+    /// Passes over the training rows.
+    pub epochs: usize,
+    /// Rows an optimizer step, all micro-batches together.
+    pub batch_total: usize,
+    /// Rows a forward pass; the contrast of the loss is within it.
+    pub batch_size: usize,
+    /// Whether rows are drawn in a new order each epoch.
+    pub shuffle: bool,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Learning rate at step 0.
+    pub warmup_lr: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// Learning rate at the end of the cosine.
+    pub min_lr: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's betas.
+    pub betas: [f64; 2],
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// Module names without weight decay.
+    pub no_weight_decay_modules: Vec<String>,
+    /// Weight decay by parameter name; the first match counts.
+    pub weight_decay_patterns: Vec<PatternValue>,
+    /// Learning-rate factor by parameter name; the first match counts.
+    pub lr_scale_patterns: Vec<PatternValue>,
+    /// Parameters that are not trained.
+    pub freeze_patterns: Vec<String>,
+    /// Largest global gradient norm; 0 does not clip.
+    pub grad_clipping: f64,
+    /// Moving average, if any.
+    pub smoothing: Option<Smoothing>,
+    /// Drop-path rate, when it differs from the base package's.
+    pub drop_path_rate: Option<f64>,
+    /// Area share of RandomResizedCrop.
+    pub crop_scale: [f64; 2],
+    /// Aspect ratio of RandomResizedCrop.
+    pub crop_ratio: [f64; 2],
+    /// Probability of a horizontal flip.
+    pub hflip: f64,
+    /// Probability of a vertical flip.
+    pub vflip: f64,
+    /// Probability of RandomErasing.
+    pub erase: f64,
+    /// Evaluate before the first step.
+    pub eval_at_start: bool,
+    /// Optimizer steps between evaluations; 0 evaluates at the end only.
+    pub eval_every: usize,
+    /// Images a forward pass in evaluation.
+    pub eval_batch_size: usize,
+    /// Zero-shot evaluation with the label texts.
+    pub eval_zero_shot: bool,
+    /// Neighbours of kNN evaluation, when configured.
+    pub eval_knn: Option<usize>,
+    /// Optimizer steps between log lines.
+    pub log_every: usize,
+}
+
+/// A parsed training configuration with what its reader should be told.
+#[derive(Debug, Clone)]
+pub struct Parsed {
+    /// The typed configuration.
+    pub config: TrainingConfig,
+    /// Keys that describe the model, to be compared with the base package: path and value.
+    pub model_keys: Vec<(String, Value)>,
+    /// Warnings, one sentence each, naming the key.
+    pub warnings: Vec<String>,
+}
+
+/// Sections whose values are maps from patterns, not further keys.
+const PATTERN_MAPS: [&str; 2] =
+    ["CUSTOMIZED_PARAMS_CONF.WEIGHT_DECAY_PATTERNS", "CUSTOMIZED_PARAMS_CONF.LR_SCALE_PATTERNS"];
+
+/// Checks every key of `document` and builds the configuration; `origin` names the file in errors.
+///
+/// # Errors
+/// [`crate::ErrorKind::Config`] naming the key, why it is refused and what would be accepted.
+pub fn parse(document: &Value, origin: &str) -> Result<Parsed> {
+    let mut leaves = Vec::new();
+    flatten(document, "", &mut leaves);
+    if leaves.is_empty() {
+        return Err(Error::config(format!("{origin}: holds no keys; it must be a training configuration")));
+    }
+    let mut model_keys = Vec::new();
+    for (path, value) in &leaves {
+        let Some((rule, note)) = rule_of(path) else {
+            let known = RULES.iter().map(|(p, ..)| *p).filter(|p| !p.contains('*'));
+            return Err(Error::config(format!("{origin}: unknown key '{path}': {}", did_you_mean(path, known))));
+        };
+        match rule {
+            Rule::Honoured | Rule::NoEffect => {}
+            Rule::Model => model_keys.push((path.clone(), value.clone())),
+            Rule::Only(values) if values.contains(&text_of(value).as_str()) => {}
+            Rule::Only(values) => {
+                let accepted: Vec<String> = values.iter().filter(|v| !v.is_empty()).map(|v| (*v).to_owned()).collect();
+                return Err(Error::config(format!(
+                    "{origin}: {path}: {} is not supported: {note}; accepted: {}, or leave the key out",
+                    text_of(value),
+                    if accepted.is_empty() { "''".to_owned() } else { accepted.join(", ") }
+                )));
+            }
+        }
+    }
+    let mut warnings = Vec::new();
+    let keys = Keys { leaves: &leaves, origin };
+    let config = keys.config(&mut warnings)?;
+    Ok(Parsed { config, model_keys, warnings })
+}
+
+fn flatten(value: &Value, path: &str, out: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Mapping(map) if !PATTERN_MAPS.contains(&path) => {
+            for (key, inner) in map {
+                let key = key.as_str().map_or_else(|| text_of(key), str::to_owned);
+                let path = if path.is_empty() { key } else { format!("{path}.{key}") };
+                flatten(inner, &path, out);
+            }
+        }
+        other if !path.is_empty() => out.push((path.to_owned(), other.clone())),
+        _ => {}
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        other => serde_yaml_ng::to_string(other).unwrap_or_default().trim().to_owned(),
+    }
+}
+
+struct Keys<'a> {
+    leaves: &'a [(String, Value)],
+    origin: &'a str,
+}
+
+impl Keys<'_> {
+    fn get(&self, path: &str) -> Option<&Value> {
+        self.leaves.iter().find(|(p, _)| p == path).map(|(_, v)| v).filter(|v| !v.is_null())
+    }
+
+    fn wrong(&self, path: &str, what: &str) -> Error {
+        let found = self.get(path).map(text_of).unwrap_or_default();
+        Error::config(format!("{}: {path}: must be {what}, not '{found}'", self.origin))
+    }
+
+    fn number(&self, path: &str, default: f64, low: f64, high: f64) -> Result<f64> {
+        let Some(value) = self.get(path) else { return Ok(default) };
+        // YAML 1.1 readers take 1e-5 for text; accept it as the number that it is
+        let number = value.as_f64().or_else(|| value.as_str().and_then(|s| s.parse().ok()));
+        number
+            .filter(|n| (low..=high).contains(n))
+            .ok_or_else(|| self.wrong(path, &format!("a number from {low} to {high}")))
+    }
+
+    fn whole(&self, path: &str, default: usize, low: u64) -> Result<usize> {
+        let Some(value) = self.get(path) else { return Ok(default) };
+        let found = value.as_u64().filter(|n| *n >= low).and_then(|n| usize::try_from(n).ok());
+        found.ok_or_else(|| self.wrong(path, &format!("a whole number of at least {low}")))
+    }
+
+    fn flag(&self, path: &str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(path) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.wrong(path, "true or false"))
+    }
+
+    fn pair(&self, path: &str, default: [f64; 2]) -> Result<[f64; 2]> {
+        let Some(value) = self.get(path) else { return Ok(default) };
+        let numbers: Option<Vec<f64>> = value.as_sequence().and_then(|s| s.iter().map(Value::as_f64).collect());
+        match numbers.as_deref() {
+            Some([a, b]) if *a >= 0.0 && a <= b => Ok([*a, *b]),
+            _ => Err(self.wrong(path, "two rising numbers, e.g. [0.8, 1.0]")),
+        }
+    }
+
+    fn texts(&self, path: &str) -> Result<Vec<String>> {
+        let Some(value) = self.get(path) else { return Ok(Vec::new()) };
+        let list: Option<Vec<String>> =
+            value.as_sequence().and_then(|s| s.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+        list.ok_or_else(|| self.wrong(path, "a list of texts"))
+    }
+
+    fn patterns(&self, path: &str) -> Result<Vec<PatternValue>> {
+        let Some(value) = self.get(path) else { return Ok(Vec::new()) };
+        let pairs: Option<Vec<PatternValue>> = value
+            .as_mapping()
+            .and_then(|m| m.iter().map(|(k, v)| Some((k.as_str()?.to_owned(), v.as_f64()?))).collect());
+        let pairs = pairs.ok_or_else(|| self.wrong(path, "a mapping from patterns to numbers"))?;
+        for (pattern, _) in &pairs {
+            self.check_pattern(path, pattern)?;
+        }
+        Ok(pairs)
+    }
+
+    fn check_pattern(&self, path: &str, pattern: &str) -> Result<()> {
+        regex::Regex::new(pattern).map(|_| ()).map_err(|e| {
+            Error::config(format!("{}: {path}: '{pattern}' is not a regular expression", self.origin)).with_source(e)
+        })
+    }
+
+    fn smoothing(&self) -> Result<Option<Smoothing>> {
+        if self.get("WEIGHT_SMOOTHING.decay").is_none() {
+            return Ok(None);
+        }
+        let decay = self.number("WEIGHT_SMOOTHING.decay", 0.999, 0.0, 1.0)?;
+        Ok(Some(Smoothing { decay, evaluate: self.flag("WEIGHT_SMOOTHING.eval_smoothed_weight", true)? }))
+    }
+
+    /// Which evaluations the EVALDATASET_ sections ask for; both, with K 64, when there are none.
+    fn evaluations(&self) -> Result<(bool, Option<usize>)> {
+        let mut sections: Vec<&str> = self
+            .leaves
+            .iter()
+            .filter(|(p, _)| p.starts_with("EVALDATASET_"))
+            .filter_map(|(p, _)| p.split_once('.').map(|(s, _)| s))
+            .collect();
+        sections.dedup();
+        if sections.is_empty() {
+            return Ok((true, Some(64)));
+        }
+        let (mut zero_shot, mut knn) = (false, None);
+        for section in sections {
+            if self.whole(&format!("{section}.ZS_MODE"), 0, 0)? == 2 {
+                zero_shot = true;
+            }
+            let path = format!("{section}.KNN");
+            if self.get(&path).is_some() {
+                knn = Some(self.whole(&path, 64, 1)?);
+            }
+        }
+        if !zero_shot && knn.is_none() {
+            return Err(Error::config(format!(
+                "{}: the EVALDATASET_ sections ask for nothing: give one ZS_MODE: 2 (zero-shot) or KNN: K",
+                self.origin
+            )));
+        }
+        Ok((zero_shot, knn))
+    }
+
+    fn config(&self, warnings: &mut Vec<String>) -> Result<TrainingConfig> {
+        let batch_total = self.whole("TRAIN.BATCH_SIZE_TOTAL", 48, 2)?;
+        let batch_size = self.whole("TRAIN.BATCH_SIZE_PER_GPU", batch_total, 2)?.min(batch_total);
+        let accumulate = batch_total / batch_size;
+        if accumulate * batch_size != batch_total {
+            warnings.push(format!(
+                "TRAIN.BATCH_SIZE_TOTAL {batch_total} is not a multiple of BATCH_SIZE_PER_GPU {batch_size}: a step takes {}",
+                accumulate * batch_size
+            ));
+        }
+        let freeze_patterns = self.texts("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS")?;
+        for pattern in &freeze_patterns {
+            self.check_pattern("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS", pattern)?;
+        }
+        if self.get("LR_SCHEDULER_PARAMS.epochs").is_some() {
+            warnings.push(
+                "LR_SCHEDULER_PARAMS.epochs has no effect: the cosine spans all steps of MAX_NUM_EPOCHS".to_owned(),
+            );
+        }
+        if self.get("IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT") == Some(&Value::Bool(true)) {
+            warnings.push(
+                "IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT has no effect in this version: activations are kept, not recomputed".to_owned(),
+            );
+        }
+        let (eval_zero_shot, eval_knn) = self.evaluations()?;
+        let drop_path = "IMAGE_ENCODER.SPEC.DROP_PATH_RATE";
+        let drop_path_rate = self.get(drop_path).map(|_| self.number(drop_path, 0.0, 0.0, 0.999)).transpose()?;
+        Ok(TrainingConfig {
+            epochs: self.whole("MAX_NUM_EPOCHS", 15, 1)?,
+            batch_total: accumulate * batch_size,
+            batch_size,
+            shuffle: self.flag("TRAIN.SHUFFLE", true)?,
+            learning_rate: self.number("START_LEARNING_RATE", 5e-6, 0.0, 10.0)?,
+            warmup_lr: self.number("LR_SCHEDULER_PARAMS.warmup_lr", 1e-9, 0.0, 10.0)?,
+            warmup_steps: self.whole("LR_SCHEDULER_PARAMS.warmup_steps", 0, 0)?,
+            min_lr: self.number("LR_SCHEDULER_PARAMS.min_lr", 1e-9, 0.0, 10.0)?,
+            weight_decay: self.number("OPTIMIZER_PARAMS.weight_decay", 0.01, 0.0, 100.0)?,
+            betas: self.pair("OPTIMIZER_PARAMS.betas", [0.9, 0.999])?,
+            eps: self.number("OPTIMIZER_PARAMS.eps", 1e-8, 0.0, 1.0)?,
+            no_weight_decay_modules: self.texts("CUSTOMIZED_PARAMS_CONF.NO_WEIGHT_DECAY_MODULES")?,
+            weight_decay_patterns: self.patterns("CUSTOMIZED_PARAMS_CONF.WEIGHT_DECAY_PATTERNS")?,
+            lr_scale_patterns: self.patterns("CUSTOMIZED_PARAMS_CONF.LR_SCALE_PATTERNS")?,
+            freeze_patterns,
+            grad_clipping: self.number("GRAD_CLIPPING", 0.0, 0.0, 1e9)?,
+            smoothing: self.smoothing()?,
+            drop_path_rate,
+            crop_scale: self.pair("AUG.SCALE", [0.8, 1.0])?,
+            crop_ratio: self.pair("AUG.RATIO", [0.75, 4.0 / 3.0])?,
+            hflip: self.number("AUG.TORCHVISION_AUG.HFLIP", 0.0, 0.0, 1.0)?,
+            vflip: self.number("AUG.TORCHVISION_AUG.VFLIP", 0.0, 0.0, 1.0)?,
+            erase: self.number("AUG.TORCHVISION_AUG.RE_PROB", 0.0, 0.0, 1.0)?,
+            eval_at_start: self.flag("EVAL_AT_START", true)?,
+            eval_every: self.whole("EVAL_PER_OPTIM_STEPS", 0, 0)?,
+            eval_batch_size: self.whole("TEST.BATCH_SIZE_PER_GPU", 8, 1)?,
+            eval_zero_shot,
+            eval_knn,
+            log_every: self.whole("LOG_EVERY", 10, 1)?,
+        })
+    }
+}
+
+/// Compares the keys that describe the model with the base package's configuration.
+///
+/// # Errors
+/// [`crate::ErrorKind::Config`] naming the first key that says something else.
+pub fn check_model_keys(keys: &[(String, Value)], base: &Value, origin: &str) -> Result<()> {
+    for (path, wanted) in keys {
+        let found = path.split('.').try_fold(base, |at, key| at.get(key));
+        if let Some(found) = found
+            && found != wanted
+            && found.as_f64().is_none_or(|f| Some(f) != wanted.as_f64())
+        {
+            return Err(Error::config(format!(
+                "{origin}: {path}: {} differs from the base model package, which has {}; leave the key out",
+                text_of(wanted),
+                text_of(found)
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(yaml: &str) -> Result<Parsed> {
+        parse(&serde_yaml_ng::from_str(yaml).unwrap(), "t.yaml")
+    }
+
+    #[test]
+    fn honoured_keys_arrive() {
+        let yaml = "START_LEARNING_RATE: 1e-3\nTRAIN: {BATCH_SIZE_TOTAL: 50, BATCH_SIZE_PER_GPU: 16}\nWEIGHT_SMOOTHING: {decay: 0.99}\nEVALDATASET_A: {ZS_MODE: 2}\nCUSTOMIZED_PARAMS_CONF: {WEIGHT_DECAY_PATTERNS: {\"\\\\.bias$\": 0.0}}";
+        let Parsed { config, warnings, .. } = parsed(yaml).unwrap();
+        assert_eq!((config.learning_rate, config.batch_total, config.batch_size), (1e-3, 48, 16));
+        assert_eq!(config.smoothing, Some(Smoothing { decay: 0.99, evaluate: true }));
+        assert_eq!((config.eval_zero_shot, config.eval_knn), (true, None));
+        assert_eq!(config.weight_decay_patterns, vec![("\\.bias$".to_owned(), 0.0)]);
+        assert!(warnings[0].contains("50") && warnings[0].contains("48"));
+    }
+
+    #[test]
+    fn refusals_name_the_key_and_the_reason() {
+        for (yaml, part) in [
+            ("START_LERNING_RATE: 1", "did you mean 'START_LEARNING_RATE'?"),
+            ("FP16: true", "FP16: true is not supported"),
+            ("AUG: {TORCHVISION_AUG: {AUTO_AUGMENT: ta_wide}}", "AUTO_AUGMENT: ta_wide is not supported"),
+            ("DATASET: {ROOT: /x}", "DATASET.ROOT"),
+            ("CUSTOMIZED_PARAMS_CONF: {FREEZE_PATTERNS: ['(']}", "not a regular expression"),
+            ("MAX_NUM_EPOCHS: 0", "MAX_NUM_EPOCHS"),
+            ("{}", "holds no keys"),
+        ] {
+            let error = parsed(yaml).unwrap_err().to_string();
+            assert!(error.contains(part), "{yaml}: {error}");
+        }
+    }
+
+    #[test]
+    fn model_keys_are_compared_with_the_base() {
+        let keys = parsed("LANG_ENCODER: {WIDTH: 64}").unwrap().model_keys;
+        let base = |w: u32| serde_yaml_ng::from_str(&format!("LANG_ENCODER: {{WIDTH: {w}}}")).unwrap();
+        assert!(check_model_keys(&keys, &base(64), "t").is_ok());
+        assert!(check_model_keys(&keys, &base(32), "t").unwrap_err().to_string().contains("LANG_ENCODER.WIDTH"));
+    }
+}

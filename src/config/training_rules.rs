@@ -1,0 +1,149 @@
+//! What becomes of every key of a training configuration: honoured, accepted at its neutral value, or refused with a reason.
+
+/// What a key does here.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rule {
+    /// It sets something.
+    Honoured,
+    /// It must have one of these values (as YAML text); anything else is refused with the note.
+    Only(&'static [&'static str]),
+    /// Any value: it has no effect on the result here.
+    NoEffect,
+    /// It must say what the base model package says, where that says anything.
+    Model,
+}
+
+use Rule::{Honoured, Model, NoEffect, Only};
+
+const EMPTY: Rule = Only(&["", "null", "[]"]);
+
+/// Key patterns (`*` ends a section name), the rule, and why another value is refused. The first match counts.
+pub(super) const RULES: &[(&str, Rule, &str)] = &[
+    ("TASK", Only(&["UniCLTask"]), "UniCL is the one task of this program"),
+    ("NAME", NoEffect, ""),
+    ("SAVE_DIR", EMPTY, "the job's output save_dir takes its place"),
+    ("SAVE_TIMER_LOG", NoEffect, ""),
+    ("LOG_EVERY", Honoured, ""),
+    ("LOGLEVEL_OVERRIDE", NoEffect, ""),
+    ("LOG_GPU_MEM", NoEffect, ""),
+    ("VERBOSE", NoEffect, ""),
+    ("user_dir", NoEffect, ""),
+    ("PIN_MEMORY", NoEffect, ""),
+    ("WORKERS", NoEffect, ""),
+    ("SET_SAMPLER_EPOCH", NoEffect, ""),
+    ("RESUME", Only(&["false"]), "a finetune step that was interrupted starts again in this version"),
+    ("RESET_DATA_LOADER", Only(&["false"]), "there is no data loader state to reset in this version"),
+    (
+        "SAVE_PER_OPTIM_STEPS",
+        Only(&["0", "-1"]),
+        "this version keeps the best and the last weights and no checkpoints between",
+    ),
+    ("FP16", Only(&["false"]), "this version trains in 32-bit floats"),
+    ("AMP", Only(&["PYTORCH", "", "null"]), "there is no apex here"),
+    ("ZERO_STAGE", Only(&["0"]), "there is no DeepSpeed here"),
+    ("DEEPSPEED", Only(&["false"]), "there is no DeepSpeed here"),
+    ("USE_APEX_DDP", Only(&["false"]), "there is no apex here"),
+    ("USE_APEX_AMP", Only(&["false"]), "there is no apex here"),
+    ("USE_HIT", Only(&["false"]), "there is no HIT here"),
+    ("FIND_UNUSED_PARAMETERS", Only(&["false"]), "every parameter of this model is used"),
+    ("NO_AUTO_LR_SCALING", Only(&["true"]), "learning rates are taken as they are written"),
+    ("DONT_LOAD_MODEL", NoEffect, ""),
+    ("GRAD_CLIPPING", Honoured, ""),
+    ("GRADIENT_ACCUMULATE_STEP", NoEffect, ""),
+    ("EVAL_AT_START", Honoured, ""),
+    ("EVAL_PER_OPTIM_STEPS", Honoured, ""),
+    ("EVAL_STRATEGY.EVAL_LAST_MODEL", Only(&["true"]), "the last model is always evaluated"),
+    ("IMAGE_ENCODER.LOAD_PRETRAINED", NoEffect, ""),
+    ("IMAGE_ENCODER.PRETRAINED", EMPTY, "weights come from mlflow_model_path"),
+    ("IMAGE_ENCODER.PRETRAINED_LAYERS", Only(&["*"]), "all weights of the base package are loaded"),
+    ("IMAGE_ENCODER.SPEC.DROP_PATH_RATE", Honoured, ""),
+    ("IMAGE_ENCODER.SPEC.DROP_RATE", NoEffect, ""),
+    ("IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT", NoEffect, ""),
+    ("IMAGE_ENCODER.*", Model, ""),
+    ("LANG_ENCODER.LOAD_PRETRAINED", NoEffect, ""),
+    ("LANG_ENCODER.PRETRAINED", EMPTY, "weights come from mlflow_model_path"),
+    ("LANG_ENCODER.PRETRAINED_LAYERS", Only(&["*"]), "all weights of the base package are loaded"),
+    ("LANG_ENCODER.*", Model, ""),
+    ("UNICL_MODEL.GATHER_TENSORS", NoEffect, ""),
+    ("UNICL_MODEL.LOAD_PRETRAINED", Only(&["true"]), "fine-tuning starts from the base package"),
+    ("UNICL_MODEL.PRETRAINED", EMPTY, "weights come from mlflow_model_path"),
+    ("UNICL_MODEL.PRETRAINED_LAYERS", Only(&["*"]), "all weights of the base package are loaded"),
+    ("UNICL_MODEL.*", Model, ""),
+    ("AUG.SCALE", Honoured, ""),
+    ("AUG.RATIO", Honoured, ""),
+    ("AUG.INTERPOLATION", Only(&["bicubic"]), "images are resized bicubically, as in serving"),
+    ("AUG.MIXUP_PROB", Only(&["0", "0.0"]), "mixup is not in this version"),
+    ("AUG.MIXUP", NoEffect, ""),
+    ("AUG.MIXCUT", NoEffect, ""),
+    ("AUG.MIXCUT_MINMAX", NoEffect, ""),
+    ("AUG.MIXUP_SWITCH_PROB", NoEffect, ""),
+    ("AUG.MIXUP_MODE", NoEffect, ""),
+    ("AUG.TORCHVISION_AUG.AUTO_AUGMENT", Only(&["", "null", "none"]), "automatic augmentation is not in this version"),
+    ("AUG.TORCHVISION_AUG.RE_PROB", Honoured, ""),
+    ("AUG.TORCHVISION_AUG.HFLIP", Honoured, ""),
+    ("AUG.TORCHVISION_AUG.VFLIP", Honoured, ""),
+    ("LOSS.LOSS", Only(&["UniCL"]), "UniCL is the one loss of this program"),
+    ("DATASET.DATASET", Only(&["image_text_pairs_v2"]), "image and text TSVs are the one training format"),
+    ("DATASET.TEXT_FORMAT", Only(&["json"]), "text TSVs hold JSON"),
+    ("DATASET.DATA_FORMAT", Only(&["tsv"]), "image and text TSVs are the one training format"),
+    ("DATASET.ROOT", EMPTY, "the job's inputs take its place"),
+    ("DATASET.TRAIN_TSV_LIST", EMPTY, "the job's inputs take its place"),
+    ("DATASET.TRAIN_SET", NoEffect, ""),
+    ("DATASET.SAMPLER", Only(&["default"]), "there is one sampler"),
+    ("DATASET.LOADER", Only(&["default"]), "there is one loader"),
+    ("DATASET.TOKEN_FILE", EMPTY, "credentials come from the environment"),
+    ("EVALDATASET_*.TEXT_FORMAT", Only(&["json"]), "text TSVs hold JSON"),
+    ("EVALDATASET_*.FORMAT", Only(&["tsv"]), "evaluation sets are TSVs in this version"),
+    ("EVALDATASET_*.SPLIT", NoEffect, ""),
+    ("EVALDATASET_*.EVAL_IMAGE_TSV", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.EVAL_TEXT_TSV", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.IMAGE_TSV", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.TEXT_TSV", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.LABEL_FILE", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.ZS_MODE", Only(&["0", "2"]), "evaluation is zero-shot by label text (2) or kNN (0)"),
+    ("EVALDATASET_*.KNN", Honoured, ""),
+    ("EVALDATASET_*.TRACK_METRIC", Only(&["acc"]), "accuracy is what evaluation in training tracks"),
+    ("TEST.BATCH_SIZE_PER_GPU", Honoured, ""),
+    ("TEST.MODEL_FILE", EMPTY, "the weights under training are evaluated"),
+    ("TEST.CENTER_CROP", Only(&["false"]), "evaluation uses the pixels of serving"),
+    ("TRAIN.BATCH_SIZE_TOTAL", Honoured, ""),
+    ("TRAIN.BATCH_SIZE_PER_GPU", Honoured, ""),
+    ("TRAIN.SHUFFLE", Honoured, ""),
+    ("WEIGHT_SMOOTHING.decay", Honoured, ""),
+    ("WEIGHT_SMOOTHING.use_cpu", Only(&["false"]), "the average is kept beside the weights"),
+    ("WEIGHT_SMOOTHING.eval_smoothed_weight", Honoured, ""),
+    ("START_LEARNING_RATE", Honoured, ""),
+    ("MAX_NUM_EPOCHS", Honoured, ""),
+    ("OPTIMIZER", Only(&["AdamW"]), "AdamW is the one optimizer"),
+    ("OPTIMIZER_PARAMS.weight_decay", Honoured, ""),
+    ("OPTIMIZER_PARAMS.betas", Honoured, ""),
+    ("OPTIMIZER_PARAMS.eps", Honoured, ""),
+    ("CUSTOMIZED_PARAMS_CONF.NO_WEIGHT_DECAY_MODULES", Honoured, ""),
+    ("CUSTOMIZED_PARAMS_CONF.WEIGHT_DECAY_PATTERNS", Honoured, ""),
+    ("CUSTOMIZED_PARAMS_CONF.LR_SCALE_PATTERNS", Honoured, ""),
+    ("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS", Honoured, ""),
+    ("LR_SCHEDULER", Only(&["TimmScheduler"]), "timm's cosine schedule is the one schedule"),
+    ("LR_SCHEDULER_PARAMS.sched", Only(&["cosine"]), "timm's cosine schedule is the one schedule"),
+    ("LR_SCHEDULER_PARAMS.warmup_steps", Honoured, ""),
+    ("LR_SCHEDULER_PARAMS.warmup_lr", Honoured, ""),
+    ("LR_SCHEDULER_PARAMS.min_lr", Honoured, ""),
+    ("LR_SCHEDULER_PARAMS.epochs", NoEffect, ""),
+    ("LR_SCHEDULER_PARAMS.steps_update_per_epoch", NoEffect, ""),
+];
+
+/// The rule of a key, or `None` when the key is not known.
+pub(super) fn rule_of(path: &str) -> Option<(Rule, &'static str)> {
+    RULES.iter().find(|(pattern, ..)| matches(pattern, path)).map(|(_, rule, note)| (*rule, *note))
+}
+
+/// `EVALDATASET_*.X` matches that key in any section of the prefix; `IMAGE_ENCODER.*` every key below.
+fn matches(pattern: &str, path: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == path,
+        Some((prefix, "")) => path.starts_with(prefix),
+        Some((prefix, rest)) => path
+            .strip_prefix(prefix)
+            .and_then(|p| p.split_once('.'))
+            .is_some_and(|(_, key)| Some(key) == rest.strip_prefix('.')),
+    }
+}

@@ -1,0 +1,79 @@
+//! The layers that both towers are made of. Each holds shallow clones of its parameters.
+
+use super::TchResult;
+use super::params::Params;
+use crate::error::Result;
+use tch::{Kind, Tensor};
+
+/// `x W^t + b`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// Takes `{path}.weight` [out, in] and `{path}.bias` [out].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] when one is missing.
+    pub fn new(params: &Params, path: &str) -> Result<Linear> {
+        Ok(Linear { weight: params.get(&format!("{path}.weight"))?, bias: params.get(&format!("{path}.bias"))? })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
+        x.f_linear(&self.weight, Some(&self.bias))
+    }
+}
+
+/// Layer normalisation over the last dimension, computed in f32.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Takes `{path}.weight` and `{path}.bias`, both [C].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] when one is missing.
+    pub fn new(params: &Params, path: &str, eps: f64) -> Result<LayerNorm> {
+        let (weight, bias) = (params.get(&format!("{path}.weight"))?, params.get(&format!("{path}.bias"))?);
+        Ok(LayerNorm { weight, bias, eps })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
+        let kind = x.kind();
+        let x = if kind == Kind::Float { x.shallow_clone() } else { x.f_to_kind(Kind::Float)? };
+        let y = x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?;
+        if kind == Kind::Float { Ok(y) } else { y.f_to_kind(kind) }
+    }
+}
+
+/// A convolution on [B, C, H, W].
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+    groups: i64,
+}
+
+impl Conv2d {
+    /// Takes `{path}.weight` [out, in / groups, K, K] and `{path}.bias` [out].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] when one is missing.
+    pub fn new(params: &Params, path: &str, (stride, padding, groups): (i64, i64, i64)) -> Result<Conv2d> {
+        let (weight, bias) = (params.get(&format!("{path}.weight"))?, params.get(&format!("{path}.bias"))?);
+        Ok(Conv2d { weight, bias, stride, padding, groups })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
+        let (s, p) = ([self.stride; 2], [self.padding; 2]);
+        x.f_conv2d(&self.weight, Some(&self.bias), s, p, [1, 1], self.groups)
+    }
+}

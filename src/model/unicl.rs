@@ -1,0 +1,119 @@
+//! UniCL: both towers, projected into one space.
+
+use super::config::ModelConfig;
+use super::davit::DaVit;
+use super::droppath::DropPath;
+use super::params::Params;
+use super::text::TextTransformer;
+use super::{TchResult, engine};
+use crate::error::Result;
+use tch::{Kind, Tensor};
+
+/// The whole model; it sees in-place updates of the parameters that it was made of.
+#[derive(Debug)]
+pub struct UniCl {
+    image_encoder: DaVit,
+    lang_encoder: TextTransformer,
+    image_projection: Tensor,
+    lang_projection: Tensor,
+    logit_scale: Tensor,
+}
+
+impl UniCl {
+    /// Builds the model over `params`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] naming a missing parameter.
+    pub fn new(config: &ModelConfig, params: &Params) -> Result<UniCl> {
+        Ok(UniCl {
+            image_encoder: DaVit::new(&config.image, params)?,
+            lang_encoder: TextTransformer::new(&config.text, params)?,
+            image_projection: params.get("image_projection")?,
+            lang_projection: params.get("lang_projection")?,
+            logit_scale: params.get("logit_scale")?,
+        })
+    }
+
+    /// Pixels [B, 3, H, W] to unit vectors [B, projection].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`].
+    pub fn encode_image(&self, pixels: &Tensor, drop_path: Option<&DropPath>) -> Result<Tensor> {
+        let features = self.image_encoder.forward(pixels, drop_path)?;
+        project(&features, &self.image_projection).map_err(engine)
+    }
+
+    /// Token ids and mask, both [B, L], to unit vectors [B, projection].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`].
+    pub fn encode_text(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let features = self.lang_encoder.forward(ids, mask)?;
+        project(&features, &self.lang_projection).map_err(engine)
+    }
+
+    /// The logarithm of the factor on cosine similarities, a scalar parameter.
+    #[must_use]
+    pub fn logit_scale(&self) -> Tensor {
+        self.logit_scale.shallow_clone()
+    }
+}
+
+fn project(features: &Tensor, projection: &Tensor) -> TchResult<Tensor> {
+    let x = features.f_matmul(projection)?;
+    let norm = x.f_norm_scalaropt_dim_dtype(2.0, &[-1i64][..], true, Kind::Float)?;
+    x.f_div(&norm.f_clamp_min(1e-12)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::tests::small;
+    use crate::model::init::random;
+    use tch::Device;
+
+    fn model() -> (ModelConfig, Params, UniCl) {
+        let config = small();
+        let params = random(&config, 3).unwrap();
+        let model = UniCl::new(&config, &params).unwrap();
+        (config, params, model)
+    }
+
+    #[test]
+    fn features_are_unit_vectors_and_do_not_depend_on_the_batch() {
+        let (config, _, model) = model();
+        let pixels = Tensor::randn([3, 3, 24, 20], (Kind::Float, Device::Cpu));
+        let all = model.encode_image(&pixels, None).unwrap();
+        assert_eq!(all.size(), [3, config.projection]);
+        let norms = all.norm_scalaropt_dim(2.0, [1i64], false);
+        assert!(norms.allclose(&Tensor::ones([3], (Kind::Float, Device::Cpu)), 1e-5, 1e-5, false));
+        let one = model.encode_image(&pixels.narrow(0, 1, 1), None).unwrap();
+        assert!(one.allclose(&all.narrow(0, 1, 1), 1e-5, 1e-6, false));
+    }
+
+    #[test]
+    fn padding_is_not_seen() {
+        let (_, _, model) = model();
+        let ids = Tensor::from_slice(&[58i64, 5, 6, 59, 59, 59]).view([1, 6]);
+        let mask = Tensor::from_slice(&[1i64, 1, 1, 1, 0, 0]).view([1, 6]);
+        let padded = model.encode_text(&ids, &mask).unwrap();
+        let trimmed = model.encode_text(&ids.narrow(1, 0, 4), &mask.narrow(1, 0, 4)).unwrap();
+        assert!(padded.allclose(&trimmed, 1e-5, 1e-6, false));
+    }
+
+    #[test]
+    fn every_parameter_gets_a_gradient() {
+        let (_, mut params, _) = model();
+        params.set_requires_grad(true).unwrap();
+        let model = UniCl::new(&small(), &params).unwrap();
+        let pixels = Tensor::randn([2, 3, 24, 20], (Kind::Float, Device::Cpu));
+        let ids = Tensor::from_slice(&[58i64, 5, 6, 59, 58, 7, 8, 59]).view([2, 4]);
+        let image = model.encode_image(&pixels, None).unwrap();
+        let text = model.encode_text(&ids, &ids.ones_like()).unwrap();
+        let loss = (image.matmul(&text.tr()) * model.logit_scale().exp()).pow_tensor_scalar(2).sum(Kind::Float);
+        loss.backward();
+        for (name, tensor) in params.iter() {
+            assert!(tensor.grad().defined(), "{name} has no gradient");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Weights on disk: safetensors under the upstream names. The only place that knows other names.
+//!
+//! Files are memory-mapped, so that weights are never in memory twice. Nothing is ever unpickled: a PyTorch `.pt` file that
+//! is not safetensors is refused.
+
+use super::config::ModelConfig;
+use super::init::expected;
+use super::params::Params;
+use super::{TchResult, engine};
+use crate::error::{Error, Result};
+use safetensors::{Dtype, SafeTensors, View};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// Older names and what they are called now, applied in this order.
+const PREFIXES: [(&str, &str); 2] = [("visual.", "image_encoder."), ("text.", "lang_encoder.")];
+const WHOLE: [(&str, &str); 2] = [("vision_projection", "image_projection"), ("text_projection", "lang_projection")];
+const PARTS: [(&str, &str); 4] = [
+    ("conv_embeds.", "convs."),
+    ("main_blocks.", "blocks."),
+    (".cpe.0.proj.", ".conv1.fn.dw."),
+    (".cpe.1.proj.", ".conv2.fn.dw."),
+];
+
+/// Reads every tensor of a safetensors file as f32 on the CPU, names as they are in the file.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] for a file that is no safetensors or holds other number types than f32, f16, bf16.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    // SAFETY: the map is read-only and private to this call; packages are immutable once published.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+    let tensors = SafeTensors::deserialize(&map).map_err(|e| {
+        let hint = if map.starts_with(b"PK") || map.starts_with(&[0x80]) { " (a pickled PyTorch file: save it as safetensors first)" } else { "" };
+        Error::package(format!("'{}' is not a complete safetensors file{hint}", path.display())).with_source(e)
+    })?;
+    let mut out = BTreeMap::new();
+    for (name, view) in tensors.iter() {
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            other => {
+                let text = format!("'{}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16", path.display());
+                return Err(Error::package(text));
+            }
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).and_then(|t| t.f_to_kind(Kind::Float));
+        out.insert(name.to_owned(), tensor.map_err(engine)?);
+    }
+    Ok(out)
+}
+
+/// Reads a UniCL model's weights: older names translated, a positional embedding of another length resampled, and nothing
+/// missing, unexpected or of another shape.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] listing what does not fit.
+pub fn read(path: &Path, config: &ModelConfig) -> Result<Params> {
+    let mut found: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, tensor) in read_tensors(path)? {
+        found.insert(translate(&name), tensor);
+    }
+    if let Some(positions) = found.get_mut("lang_encoder.positional_embedding") {
+        *positions = resample(positions, config.text.context_length).map_err(engine)?;
+    }
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+    let mut params = Params::default();
+    for (name, shape, _) in expected(config) {
+        match found.remove(&name) {
+            None => missing.push(name),
+            Some(tensor) if tensor.size() != shape => misshapen.push(format!("{name} {:?} instead of {shape:?}", tensor.size())),
+            Some(tensor) => params.insert(name, tensor),
+        }
+    }
+    let unexpected: Vec<String> = found.into_keys().collect();
+    let parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)];
+    let faults: Vec<String> = parts.iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| few(what, list)).collect();
+    if faults.is_empty() {
+        return Ok(params);
+    }
+    let file = path.display();
+    Err(Error::package(format!("'{file}' does not fit the package's config.yaml: {}", faults.join("; "))))
+}
+
+fn few(what: &str, list: &[String]) -> String {
+    let shown: Vec<&str> = list.iter().take(10).map(String::as_str).collect();
+    let more = if list.len() > shown.len() { ", ..." } else { "" };
+    format!("{} {what}: {}{more}", list.len(), shown.join(", "))
+}
+
+/// The present name of a parameter of an older checkpoint; present names stay as they are.
+fn translate(name: &str) -> String {
+    let mut name = name.strip_prefix("module.").unwrap_or(name).to_owned();
+    for (old, new) in PREFIXES {
+        if let Some(rest) = name.strip_prefix(old) {
+            name = format!("{new}{rest}");
+        }
+    }
+    for (old, new) in WHOLE {
+        if name == old {
+            name = new.to_owned();
+        }
+    }
+    if !name.starts_with("image_encoder.") {
+        return name;
+    }
+    for (old, new) in PARTS {
+        name = name.replace(old, new);
+    }
+    for (index, block, attention) in [("0", "spatial_block", "window_attn"), ("1", "channel_block", "channel_attn")] {
+        for (old, new) in [
+            ("conv1.fn.dw".to_owned(), "conv1.fn.dw".to_owned()),
+            ("conv2.fn.dw".to_owned(), "conv2.fn.dw".to_owned()),
+            ("attn".to_owned(), format!("{attention}.fn")),
+            ("mlp".to_owned(), "ffn.fn.net".to_owned()),
+            ("norm1".to_owned(), format!("{attention}.norm")),
+            ("norm2".to_owned(), "ffn.norm".to_owned()),
+        ] {
+            name = name.replace(&format!(".{index}.{old}."), &format!(".{block}.{new}."));
+        }
+    }
+    name
+}
+
+/// Linear interpolation over positions, both ends kept; [L, C] to [length, C].
+fn resample(positions: &Tensor, length: i64) -> TchResult<Tensor> {
+    if positions.dim() != 2 || positions.size()[0] == length {
+        return Ok(positions.shallow_clone());
+    }
+    positions.f_transpose(0, 1)?.f_unsqueeze(0)?.f_upsample_linear1d([length], true, None)?.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_contiguous()
+}
+
+/// Writes tensors as f32 safetensors, streamed one at a time.
+///
+/// # Errors
+/// [`crate::ErrorKind::Storage`] or [`crate::ErrorKind::NoSpace`].
+pub fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let data: Vec<(String, Stored)> = tensors.map(|(n, t)| Ok((n.to_owned(), Stored::new(t)?))).collect::<Result<_>>()?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(data, Some(metadata), path).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(io) => Error::io("write", path, io),
+        other => Error::internal(format!("cannot write '{}'", path.display())).with_source(other),
+    })
+}
+
+/// Writes a model's parameters under their names.
+///
+/// # Errors
+/// As [`write_tensors`].
+pub fn write(path: &Path, params: &Params) -> Result<()> {
+    write_tensors(path, params.iter())
+}
+
+/// A tensor as safetensors stores it: contiguous f32 on the CPU; no copy when it is that already.
+struct Stored(Tensor, Vec<usize>);
+
+impl Stored {
+    fn new(tensor: &Tensor) -> Result<Stored> {
+        let flat = tch::no_grad(|| {
+            tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()
+        });
+        let flat = flat.map_err(engine)?;
+        let shape = flat.size().iter().map(|&n| n as usize).collect();
+        Ok(Stored(flat, shape))
+    }
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.1
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        // SAFETY: a contiguous f32 CPU tensor of numel elements, alive as long as self.
+        Cow::Borrowed(unsafe { std::slice::from_raw_parts(self.0.data_ptr() as *const u8, self.data_len()) })
+    }
+    fn data_len(&self) -> usize {
+        self.0.numel() * 4
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::tests::small;
+    use crate::model::init::random;
+
+    #[test]
+    fn round_trip_is_exact() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let params = random(&small(), 1).unwrap();
+        write(&path, &params).unwrap();
+        let back = read(&path, &small()).unwrap();
+        assert_eq!(back.count(), params.count());
+        assert!(params.iter().zip(back.iter()).all(|((n, a), (m, b))| n == m && a.equal(b)));
+    }
+
+    #[test]
+    fn older_names_are_translated() {
+        for (old, new) in [
+            ("visual.conv_embeds.0.proj.weight", "image_encoder.convs.0.proj.weight"),
+            ("visual.main_blocks.2.1.0.cpe.0.proj.bias", "image_encoder.blocks.2.1.spatial_block.conv1.fn.dw.bias"),
+            ("visual.main_blocks.0.0.0.attn.qkv.weight", "image_encoder.blocks.0.0.spatial_block.window_attn.fn.qkv.weight"),
+            ("visual.main_blocks.0.0.1.norm1.weight", "image_encoder.blocks.0.0.channel_block.channel_attn.norm.weight"),
+            ("visual.main_blocks.0.0.1.mlp.fc1.bias", "image_encoder.blocks.0.0.channel_block.ffn.fn.net.fc1.bias"),
+            ("text.resblocks.0.ln_1.weight", "lang_encoder.resblocks.0.ln_1.weight"),
+            ("vision_projection", "image_projection"),
+            ("text_projection", "lang_projection"),
+            ("image_encoder.blocks.1.0.spatial_block.ffn.norm.bias", "image_encoder.blocks.1.0.spatial_block.ffn.norm.bias"),
+        ] {
+            assert_eq!(translate(old), new);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let params = random(&small(), 1).unwrap();
+        let mut other = small();
+        other.projection = 4;
+        other.text.layers = 3;
+        write(&path, &params).unwrap();
+        let error = read(&path, &other).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Package);
+        let text = error.to_string();
+        assert!(text.contains("missing: lang_encoder.resblocks.2") && text.contains("image_projection"), "{text}");
+        std::fs::write(&path, b"PK\x03\x04 and so on").unwrap();
+        assert!(read(&path, &other).unwrap_err().to_string().contains("safetensors"));
+    }
+
+    #[test]
+    fn a_positional_embedding_is_resampled_linearly() {
+        let positions = Tensor::from_slice(&[0f32, 2.0, 4.0]).view([3, 1]);
+        let longer = Vec::<f32>::try_from(resample(&positions, 5).unwrap().view(-1)).unwrap();
+        assert_eq!(longer, [0.0, 1.0, 2.0, 3.0, 4.0]);
+    }
+}
