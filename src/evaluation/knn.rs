@@ -40,8 +40,7 @@ impl<'a> Bank<'a> {
         }
         for (row, vector) in vectors.chunks_exact(dim).enumerate() {
             let norm = vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
-            // a NaN must not pass, so the test is for what is right
-            if !((norm - 1.0).abs() <= UNIT_TOLERANCE) {
+            if !norm.is_finite() || (norm - 1.0).abs() > UNIT_TOLERANCE {
                 return Err(Error::data(format!(
                     "feature vector of row {} has length {norm}, not 1: embed the dataset again",
                     row + 1

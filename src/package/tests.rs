@@ -87,6 +87,9 @@ fn mlmodel_is_yaml_with_json_signatures() {
         }
         let requirements = fs::read_to_string(dir.path().join("requirements.txt")).unwrap();
         assert_eq!(requirements.contains("tokenizers"), kind.is_none());
+        let inside = |path: &str| dir.path().join(CHECKPOINTS).join(path).exists();
+        assert_eq!(inside("adapter/adapter.safetensors"), kind == Some("adapter"), "another classifier's files");
+        assert_eq!(inside("classifier/class_embeddings.safetensors"), kind == Some("zero-shot"));
     }
 }
 

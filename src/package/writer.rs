@@ -21,7 +21,8 @@ use crate::error::{Context, Error, Result};
 #[derive(Debug, Clone)]
 pub struct PackageSpec<'a> {
     /// A folder that holds `config.yaml`, `vision_model/`, `language_model/`, and for classifiers `classifier/` and
-    /// `adapter/`. A `medtune.json` in it is ignored. Its files are linked or copied, never changed.
+    /// `adapter/`. Left out: a `medtune.json`, and what the configuration does not name in `classifier/` and `adapter/`.
+    /// The files are linked or copied, never changed.
     pub checkpoints: &'a Path,
     /// The content of `medtune.json`.
     pub config: PackageConfig,
@@ -55,8 +56,11 @@ pub fn write_package(spec: &PackageSpec<'_>, out_dir: &Path) -> Result<()> {
     }
 
     let target = out_dir.join(CHECKPOINTS);
+    let named = config.files();
     for (relative, source) in list_files(spec.checkpoints)? {
-        if relative != CONFIG_FILE {
+        // the checkpoints may be those of another classifier
+        let other_head = ["classifier/", "adapter/"].iter().any(|folder| relative.starts_with(folder));
+        if relative != CONFIG_FILE && (!other_head || named.contains(&relative)) {
             link_or_copy(&source, &target.join(relative))?;
         }
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, Result};
 
 /// The newest format version this program reads, and the one it writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -60,7 +60,7 @@ impl EmbeddingsManifest {
     /// say in the message which dataset is which.
     ///
     /// # Errors
-    /// [`Data`](ErrorKind::Data), naming what differs.
+    /// [`Data`](crate::ErrorKind::Data), naming what differs.
     pub fn same_space(&self, other: &EmbeddingsManifest, names: (&str, &str)) -> Result<()> {
         let differs = if self.dim != other.dim {
             format!("dimension {} and {}", self.dim, other.dim)
@@ -109,7 +109,7 @@ impl Embeddings {
     /// Writes all files into `dir`, which is created. Returns the manifest as written.
     ///
     /// # Errors
-    /// [`Internal`](ErrorKind::Internal) if the lengths do not fit; otherwise as [`EmbeddingsWriter`].
+    /// [`Internal`](crate::ErrorKind::Internal) if the lengths do not fit; otherwise as [`EmbeddingsWriter`].
     pub fn write(&self, dir: &Path) -> Result<EmbeddingsManifest> {
         if self.hashes.len() != self.rows() || self.features.len() != self.rows() * self.dim {
             return Err(Error::internal("embeddings: names, hashes and features differ in length"));
@@ -145,8 +145,8 @@ impl EmbeddingsWriter {
     /// `format_version` are filled in by the writer.
     ///
     /// # Errors
-    /// [`Config`](ErrorKind::Config) if the dimension is 0; [`Storage`](ErrorKind::Storage) or
-    /// [`NoSpace`](ErrorKind::NoSpace) if files cannot be written.
+    /// [`Config`](crate::ErrorKind::Config) if the dimension is 0; [`Storage`](crate::ErrorKind::Storage) or
+    /// [`NoSpace`](crate::ErrorKind::NoSpace) if files cannot be written.
     pub fn create(dir: &Path, mut manifest: EmbeddingsManifest) -> Result<Self> {
         if manifest.dim == 0 || i32::try_from(manifest.dim).is_err() {
             return Err(Error::config(format!("embeddings cannot have {} dimensions", manifest.dim)));
@@ -170,8 +170,8 @@ impl EmbeddingsWriter {
     /// Adds one row: its key, the SHA-256 (hex) of the encoded image, and `features` of `[dim]` finite numbers.
     ///
     /// # Errors
-    /// [`Data`](ErrorKind::Data) if the features have another length or are not finite; [`Storage`](ErrorKind::Storage) or
-    /// [`NoSpace`](ErrorKind::NoSpace) if files cannot be written.
+    /// [`Data`](crate::ErrorKind::Data) if the features have another length or are not finite; [`Storage`](crate::ErrorKind::Storage) or
+    /// [`NoSpace`](crate::ErrorKind::NoSpace) if files cannot be written.
     pub fn push(&mut self, name: &str, sha256: &str, features: &[f32]) -> Result<()> {
         let row = self.names.len() + 1;
         if features.len() != self.manifest.dim {
@@ -198,7 +198,7 @@ impl EmbeddingsWriter {
     /// Completes all files, the manifest last, and returns it.
     ///
     /// # Errors
-    /// [`Storage`](ErrorKind::Storage) or [`NoSpace`](ErrorKind::NoSpace) if files cannot be written.
+    /// [`Storage`](crate::ErrorKind::Storage) or [`NoSpace`](crate::ErrorKind::NoSpace) if files cannot be written.
     pub fn finish(mut self) -> Result<EmbeddingsManifest> {
         self.manifest.rows = self.names.len() as u64;
         let json = serde_json::to_string_pretty(&self.manifest)
@@ -217,7 +217,7 @@ impl EmbeddingsWriter {
 /// Reads and checks the manifest of an embeddings folder, without the vectors.
 ///
 /// # Errors
-/// [`NotFound`](ErrorKind::NotFound) if there is none (also after an interrupted write); [`Data`](ErrorKind::Data) if it
+/// [`NotFound`](crate::ErrorKind::NotFound) if there is none (also after an interrupted write); [`Data`](crate::ErrorKind::Data) if it
 /// cannot be parsed or is of a newer format.
 pub fn read_manifest(dir: &Path) -> Result<EmbeddingsManifest> {
     let path = dir.join(MANIFEST);
@@ -244,7 +244,7 @@ fn parse_manifest(text: &str) -> Result<EmbeddingsManifest> {
 /// Reads the embeddings in `dir` from the Parquet file and checks them against the manifest.
 ///
 /// # Errors
-/// [`NotFound`](ErrorKind::NotFound) if a file is missing; [`Data`](ErrorKind::Data) if a file is damaged, has other columns
+/// [`NotFound`](crate::ErrorKind::NotFound) if a file is missing; [`Data`](crate::ErrorKind::Data) if a file is damaged, has other columns
 /// or other rows than the manifest says, or belongs to another run.
 pub fn read(dir: &Path) -> Result<Embeddings> {
     let manifest = read_manifest(dir)?;

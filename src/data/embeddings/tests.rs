@@ -1,4 +1,5 @@
 use super::*;
+use crate::ErrorKind;
 
 fn manifest(dim: usize) -> EmbeddingsManifest {
     EmbeddingsManifest {
