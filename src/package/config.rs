@@ -1,0 +1,179 @@
+//! `medtune.json`: what a package does and where its parts lie. All paths are relative to the checkpoints folder.
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::safe_relative;
+use crate::error::{Error, Result};
+
+/// The newest format version of packages, and the one that is written.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What a package answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Feature vectors of images and texts.
+    Embeddings,
+    /// Scored labels of images.
+    Classification,
+}
+
+/// How images become pixels: the same in training, embedding and serving.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PixelSettings {
+    /// JPEG quality of the standardisation, 1..=100.
+    pub image_standardization_jpeg_compression_ratio: u32,
+    /// Side of the square that images are standardised to, in pixels.
+    pub image_standardization_image_size: u32,
+    /// Height and width of the model's input, in pixels.
+    pub image_size: [u32; 2],
+    /// Mean of each channel (R, G, B) on the 0..=1 scale; subtracted.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel on the 0..=1 scale; divided by.
+    pub std: [f64; 3],
+    /// Resampling filter; only `bicubic` exists.
+    pub interpolation: String,
+}
+
+/// How a classifier scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassifierKind {
+    /// Image features against the features of the label texts.
+    ZeroShot,
+    /// A trained adapter on image features.
+    Adapter,
+}
+
+/// The classifier of a package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassifierConfig {
+    /// How it scores.
+    pub kind: ClassifierKind,
+    /// Path of the JSON list of label texts, in class order.
+    pub labels: String,
+    /// How a label becomes the text that was encoded; `{}` is the label.
+    pub text_template: String,
+    /// Path of the label texts' features (zero-shot).
+    pub class_embeddings: Option<String>,
+    /// Path of the adapter's weights (adapter); its `config.json` lies beside it.
+    pub adapter: Option<String>,
+}
+
+/// The content of `medtune.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PackageConfig {
+    /// Version of the package format.
+    pub format_version: u32,
+    /// What the package answers.
+    pub task: Task,
+    /// Path of the weights (safetensors, whatever its extension).
+    pub weights: String,
+    /// Path of the tokenizer's `tokenizer.json`.
+    pub tokenizer: String,
+    /// The pixel settings.
+    pub pixels: PixelSettings,
+    /// The classifier; `None` for embeddings.
+    pub classifier: Option<ClassifierConfig>,
+    /// Where the model comes from, free form.
+    #[serde(default)]
+    pub provenance: serde_json::Value,
+}
+
+impl PackageConfig {
+    /// Parses and checks `medtune.json`.
+    ///
+    /// # Errors
+    /// [`Package`](crate::ErrorKind::Package) if it is no such file, of a newer format, or inconsistent; the message names the
+    /// key but not the file.
+    pub fn parse(text: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: u32,
+        }
+        // the version first: a newer format may have any other fields
+        let Version { format_version } =
+            serde_json::from_str(text).map_err(|e| Error::package("not a medtune package").with_source(e))?;
+        check_version(format_version)?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let config: PackageConfig = serde_path_to_error::deserialize(&mut json)
+            .map_err(|e| Error::package(format!("key '{}'", e.path())).with_source(e.into_inner()))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the parts fit each other.
+    ///
+    /// # Errors
+    /// [`Package`](crate::ErrorKind::Package), naming the key.
+    pub fn validate(&self) -> Result<()> {
+        check_version(self.format_version)?;
+        let wrong = |key: &str, why: &str| Err(Error::package(format!("key '{key}' {why}")));
+        let pixels = &self.pixels;
+        if !(1..=100).contains(&pixels.image_standardization_jpeg_compression_ratio) {
+            return wrong("pixels.image_standardization_jpeg_compression_ratio", "must be 1 to 100");
+        }
+        if pixels.image_standardization_image_size == 0 || pixels.image_size.contains(&0) {
+            return wrong("pixels", "has an image size of 0");
+        }
+        if !pixels.mean.iter().all(|v| v.is_finite()) || !pixels.std.iter().all(|v| v.is_finite() && *v > 0.0) {
+            return wrong("pixels", "needs finite means and positive standard deviations");
+        }
+        if pixels.interpolation != "bicubic" {
+            return wrong("pixels.interpolation", "must be 'bicubic'");
+        }
+        match (&self.classifier, self.task) {
+            (None, Task::Classification) => return wrong("classifier", "is missing for the task classification"),
+            (Some(_), Task::Embeddings) => return wrong("classifier", "must be null for the task embeddings"),
+            _ => {}
+        }
+        if let Some(classifier) = &self.classifier {
+            let is_adapter = classifier.kind == ClassifierKind::Adapter;
+            if classifier.adapter.is_some() != is_adapter {
+                return wrong("classifier.adapter", "is a path for the kind adapter, else null");
+            }
+            if classifier.class_embeddings.is_some() == is_adapter {
+                return wrong("classifier.class_embeddings", "is a path for the kind zero-shot, else null");
+            }
+            if classifier.text_template.matches("{}").count() != 1 {
+                return wrong("classifier.text_template", "needs exactly one {}");
+            }
+        }
+        match self.files().into_iter().find(|path| !safe_relative(path)) {
+            Some(path) => Err(Error::package(format!("path '{path}' must lie inside the package"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The files this configuration refers to, relative to the checkpoints folder (an adapter's `config.json` included).
+    #[must_use]
+    pub fn files(&self) -> Vec<String> {
+        let mut files = vec![super::MODEL_CONFIG_FILE.to_owned(), self.weights.clone(), self.tokenizer.clone()];
+        if let Some(classifier) = &self.classifier {
+            files.push(classifier.labels.clone());
+            files.extend(classifier.class_embeddings.clone());
+            if let Some(adapter) = &classifier.adapter {
+                files.push(adapter.clone());
+                files.push(adapter_config(adapter));
+            }
+        }
+        files
+    }
+}
+
+/// The path of the adapter's configuration beside its weights.
+fn adapter_config(adapter: &str) -> String {
+    match adapter.rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/config.json"),
+        None => "config.json".to_owned(),
+    }
+}
+
+fn check_version(version: u32) -> Result<()> {
+    if version > FORMAT_VERSION {
+        return Err(Error::package(format!(
+            "format version {version} is newer than {FORMAT_VERSION}: use a newer medtune"
+        )));
+    }
+    if version == 0 { Err(Error::package("format version 0 does not exist")) } else { Ok(()) }
+}
