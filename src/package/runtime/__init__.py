@@ -158,7 +158,10 @@ def _load_classifier(root, settings, logit_scale, device):
     if settings["kind"] == "zero-shot":
         classes = read_safetensors(_inside(root, settings["class_embeddings"]))["class_embeddings"].to(device)
         count = classes.shape[0]
-        classify = lambda features: logit_scale.exp() * features @ classes.T  # noqa: E731
+
+        def classify(features):
+            return logit_scale.exp() * features @ classes.T
+
     elif settings["kind"] == "adapter":
         path = settings["adapter"]
         config = _read_json(root, os.path.join(os.path.dirname(path), "config.json"))

@@ -74,8 +74,8 @@ def decode(data):
     """An upright 8-bit RGB Pillow image of `data`. Alpha is dropped, grey is replicated, 16-bit grey is scaled. Raises ImageError."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width} x {image.height} pixels are too many (at most {MAX_PIXELS})")
+            if image.width * image.height > MAX_PIXELS:  # Pillow's own limit, which a host program may have lifted
+                raise ImageError(f"{image.width * image.height} pixels are more than {MAX_PIXELS}")
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
