@@ -3,11 +3,38 @@
 Shares no code with the runtime that packages carry. Takes weights under the checkpoint's names and maps them.
 """
 
+import io
+import json
+import math
 import re
+from pathlib import Path
 
+import numpy as np
 import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
 from timm.models.davit import DaVit
+from tokenizers import Tokenizer
 from torch import nn
+
+
+def standardised(data, size, quality):
+    """Pillow's image of encoded `data` as a `size` x `size` RGB JPEG of `quality`."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.BICUBIC).save(buffer, format="JPEG", quality=quality)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def pixels(data, settings, size=None, quality=None):
+    """The pixel path by Pillow: f32 [3, H, W] of encoded `data`; `settings` is `pixels` of medtune.json."""
+    size = size or settings["image_standardization_image_size"]
+    quality = quality or settings["image_standardization_jpeg_compression_ratio"]
+    height, width = settings["image_size"]
+    image = standardised(data, size, quality).resize((width, height), Image.BICUBIC)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return (tensor - torch.tensor(settings["mean"])[:, None, None]) / torch.tensor(settings["std"])[:, None, None]
+
 
 _HALF_BLOCK = {
     "conv1.fn.dw": "cpe1.proj",
@@ -150,3 +177,34 @@ def adapter_logits(state, features):
     with torch.no_grad():
         sequence = net["vision_embd"](features)[:, :, None]  # length 1
         return net["prediction_head"](net["retrieval_conv"](sequence)[:, :, 0])
+
+
+class Package:
+    """A medtune package read by public libraries: weights by safetensors, text by tokenizers, pixels by Pillow."""
+
+    def __init__(self, folder):
+        root = Path(folder) / "artifacts" / "checkpoints"
+        self.settings = json.loads((root / "medtune.json").read_text())
+        state = load_file(root / self.settings["weights"])
+        self.model = Reference(yaml.safe_load((root / "config.yaml").read_text()), state)
+        self.tokenizer = Tokenizer.from_file(str(root / self.settings["tokenizer"]))
+        self.logit_scale = float(state["logit_scale"])
+        if classifier := self.settings["classifier"]:
+            self.labels = json.loads((root / classifier["labels"]).read_text())
+            self.weights = load_file(root / (classifier["class_embeddings"] or classifier["adapter"]))
+
+    def image_features(self, images):
+        """Unit vectors [n, P] of encoded images."""
+        return self.model.encode_image(torch.stack([pixels(data, self.settings["pixels"]) for data in images]))
+
+    def text_features(self, texts):
+        """Unit vectors [n, P] of texts."""
+        return self.model.encode_texts(self.tokenizer, texts)
+
+    def scores(self, features):
+        """Probabilities [n, classes] in f64 from unit vectors [n, P]."""
+        if self.settings["classifier"]["kind"] == "adapter":
+            logits = adapter_logits(self.weights, features).double()
+        else:
+            logits = math.exp(self.logit_scale) * features.double() @ self.weights["class_embeddings"].double().T
+        return logits.softmax(dim=1)

@@ -13,22 +13,10 @@ from checks import assert_conforms, assert_no_pickle, base64_of, mlflow_predict
 from handmade import LABELS, png, runtime, tokenizer, write_package
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from reference import Reference, adapter_logits
+from reference import Reference, adapter_logits, pixels
 from safetensors.torch import load_file, save_file
 
-ID = "artifacts/checkpoints"
-
-
-def reference_pixels(data, model_config, size=64, quality=75):
-    """The pixel path by Pillow and numpy, written anew."""
-    image = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality)
-    encoder = model_config["IMAGE_ENCODER"]
-    height, width = encoder["IMAGE_SIZE"]
-    image = Image.open(io.BytesIO(buffer.getvalue())).resize((width, height), Image.BICUBIC)
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return (tensor - torch.tensor(encoder["IMAGE_MEAN"])[:, None, None]) / torch.tensor(encoder["IMAGE_STD"])[:, None, None]
+CHECKPOINTS = "artifacts/checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +42,13 @@ def assert_same_answer(ours, theirs):
 
 
 def expected_features(packages, name, images, **settings):
-    _, model_config, state, _ = packages[name]
-    pixels = torch.stack([reference_pixels(data, model_config, **settings) for data in images])
-    return Reference(model_config, state).encode_image(pixels)
+    folder, model_config, state, _ = packages[name]
+    own = json.loads((folder / CHECKPOINTS / "medtune.json").read_text())["pixels"]
+    return Reference(model_config, state).encode_image(torch.stack([pixels(data, own, **settings) for data in images]))
 
 
 def model_of(packages, name):
-    return runtime()._load_pyfunc(str(packages[name][0] / ID), {"device": "cpu"})
+    return runtime()._load_pyfunc(str(packages[name][0] / CHECKPOINTS), {"device": "cpu"})
 
 
 @pytest.mark.parametrize("name", ["embeddings", "zero-shot", "adapter"])
@@ -108,11 +96,11 @@ def test_classifier_through_mlflow(packages, images, tmp_path, name):
 
 
 def test_pixels_are_pillows(packages, images):
-    settings = json.loads((packages["embeddings"][0] / ID / "medtune.json").read_text())["pixels"]
+    settings = json.loads((packages["embeddings"][0] / CHECKPOINTS / "medtune.json").read_text())["pixels"]
     for data in images:
         for size, quality in [(64, 75), (30, 95), (100, 40)]:
             got = runtime().images.pixels(data, settings, size, quality)
-            expected = reference_pixels(data, packages["embeddings"][1], size, quality).numpy()
+            expected = pixels(data, settings, size, quality).numpy()
             assert got.dtype == np.float32
             np.testing.assert_array_equal(got, expected)
 
@@ -279,7 +267,7 @@ def test_safetensors_reader(tmp_path):
 
 def test_paths_stay_inside(packages, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(packages["embeddings"][0] / ID, copy)
+    shutil.copytree(packages["embeddings"][0] / CHECKPOINTS, copy)
     settings = json.loads((copy / "medtune.json").read_text())
     (copy / "medtune.json").write_text(json.dumps(settings | {"weights": "../../other.pt"}))
     with pytest.raises(ValueError, match="outside the package"):
