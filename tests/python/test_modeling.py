@@ -1,0 +1,125 @@
+"""The runtime's networks against the independent implementation, on random weights. Needs no binary."""
+
+import pytest
+import torch
+from handmade import config, random_state, random_tensors, runtime
+from reference import Reference, adapter_logits
+
+modeling = runtime().modeling
+CPU = torch.device("cpu")
+
+CASES = {
+    "two stages": {},
+    "one stage": {
+        "PATCH_SIZE": [7],
+        "PATCH_STRIDE": [4],
+        "PATCH_PADDING": [3],
+        "PATCH_PRENORM": [False],
+        "DIM_EMBED": [24],
+        "NUM_HEADS": [3],
+        "NUM_GROUPS": [3],
+        "DEPTHS": [2],
+    },
+    "four stages as in the base model": {
+        "PATCH_SIZE": [7, 3, 3, 3],
+        "PATCH_STRIDE": [4, 2, 2, 2],
+        "PATCH_PADDING": [3, 1, 1, 1],
+        "PATCH_PRENORM": [False, True, True, True],
+        "DIM_EMBED": [8, 16, 32, 64],
+        "NUM_HEADS": [1, 2, 4, 8],
+        "NUM_GROUPS": [1, 2, 4, 8],
+        "DEPTHS": [1, 1, 3, 1],
+        "WINDOW_SIZE": 5,
+    },
+    "small patches, groups unlike heads": {"PATCH_SIZE": [3, 2], "PATCH_STRIDE": [2, 2], "PATCH_PADDING": [1, 0], "NUM_GROUPS": [4, 2]},
+    "causal text": {"AUTOGRESSIVE": True},
+}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 37), (96, 64), (8, 100)])
+@pytest.mark.parametrize("case", CASES)
+def test_image_features(case, size):
+    model_config = config(**CASES[case])
+    state = random_state(model_config, vocabulary=50)
+    model = modeling.load_unicl(model_config, dict(state), CPU)
+    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    ours, theirs = model.encode_image(pixels), Reference(model_config, state).encode_image(pixels)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    # The comparison means something only if images differ by much more than the tolerance.
+    assert (ours[0] - ours[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("case", ["two stages", "causal text"])
+def test_text_features(case):
+    model_config = config(**CASES[case])
+    state = random_state(model_config, vocabulary=50)
+    model = modeling.load_unicl(model_config, dict(state), CPU)
+    ids = torch.tensor([[48, 3, 4, 49, 49, 49], [48, 7, 49, 49, 49, 49], [48, 1, 2, 3, 4, 49]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0], [1] * 6])
+    reference = Reference(model_config, state)
+    ours = model.encode_text(ids, mask)
+    torch.testing.assert_close(ours, reference.encode_text(ids, mask), rtol=0, atol=1e-5)
+    # Padding of any length changes nothing.
+    padded = torch.nn.functional.pad(ids, (0, 14), value=49), torch.nn.functional.pad(mask, (0, 14))
+    torch.testing.assert_close(ours, reference.encode_text(*padded), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, model.encode_text(*padded), rtol=0, atol=1e-5)
+    assert (ours[0] - ours[1]).abs().max() > 1e-2
+
+
+def test_adapter():
+    settings = {"input_channels": 24, "hidden_dimensions": 40, "classes": 7}
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in modeling.Adapter(settings).state_dict().items()}
+    assert set(shapes) == {
+        f"{layer}.{part}"
+        for layer in ("vision_embd.0", "vision_embd.2", "vision_embd.3", "retrieval_conv.0", "retrieval_conv.2", "prediction_head.0")
+        for part in ("weight", "bias")
+    }
+    state = random_tensors(shapes, seed=3)
+    features = torch.randn(5, 24, generator=torch.Generator().manual_seed(4))
+    model = modeling.load(lambda: modeling.Adapter(settings), dict(state), CPU)
+    torch.testing.assert_close(model(features), adapter_logits(state, features), rtol=0, atol=1e-5)
+
+
+def test_parameter_names_of_the_real_size():
+    """601 tensors and 616.0M parameters, as the published checkpoint has."""
+    model_config = {
+        "IMAGE_ENCODER": {"SPEC": CASES["four stages as in the base model"] | {
+            "DIM_EMBED": [256, 512, 1024, 2048], "NUM_HEADS": [8, 16, 32, 64], "NUM_GROUPS": [8, 16, 32, 64],
+            "DEPTHS": [1, 1, 9, 1], "WINDOW_SIZE": 12}},
+        "LANG_ENCODER": {"CONTEXT_LENGTH": 77, "WIDTH": 1024, "HEADS": 16, "LAYERS": 16},
+        "UNICL_MODEL": {"DIM_PROJECTION": 1024},
+    }
+    with torch.device("meta"):
+        state = modeling.UniCL(model_config, 49408).state_dict()
+    assert len(state) == 601
+    assert round(sum(tensor.numel() for tensor in state.values()) / 1e6, 1) == 616.0
+    for name in (
+        "image_encoder.convs.3.norm.weight",
+        "image_encoder.blocks.2.8.spatial_block.conv1.fn.dw.weight",
+        "image_encoder.blocks.2.8.spatial_block.window_attn.norm.bias",
+        "image_encoder.blocks.2.8.channel_block.channel_attn.fn.qkv.bias",
+        "image_encoder.blocks.2.8.channel_block.ffn.fn.net.fc2.weight",
+        "image_encoder.norms.weight",
+        "lang_encoder.positional_embedding",
+        "lang_encoder.resblocks.15.attn.in_proj_weight",
+        "lang_encoder.resblocks.15.attn.out_proj.weight",
+        "lang_encoder.resblocks.15.mlp.c_fc.weight",
+        "lang_encoder.ln_final.bias",
+        "image_projection",
+        "lang_projection",
+        "logit_scale",
+    ):
+        assert name in state
+
+
+def test_strict():
+    model_config = config()
+    state = random_state(model_config, vocabulary=50)
+    for wrong in (
+        {k: v for k, v in state.items() if k != "image_encoder.norms.bias"},
+        state | {"image_encoder.extra": torch.zeros(1)},
+        state | {"image_projection": torch.zeros(5, 5)},
+    ):
+        with pytest.raises(RuntimeError):
+            modeling.load_unicl(model_config, dict(wrong), CPU)
