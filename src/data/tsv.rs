@@ -326,7 +326,7 @@ mod tests {
         writer.write("b/2", "{\"x\":\t1}").unwrap();
         writer.write_image("c", b"").unwrap();
         assert_eq!(writer.finish().unwrap(), 3);
-        assert_eq!(std::fs::read_to_string(index_path(&path)).unwrap(), "0\n13\n27\n");
+        assert_eq!(std::fs::read_to_string(index_path(&path)).unwrap(), "0\n13\n26\n");
         let check = || {
             let reader = TsvReader::open(&path).unwrap();
             assert_eq!(reader.keys().unwrap(), ["a/1", "b/2", "c"]);
