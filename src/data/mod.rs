@@ -1,3 +1,18 @@
 //! Image and text TSVs, class folders, labels, splits, embedding files.
 
 pub mod embeddings;
+pub mod constants;
+pub mod folder;
+pub mod labels;
+pub mod pairs;
+pub mod split;
+pub mod text;
+pub mod tsv;
+
+pub use constants::TextConstants;
+pub use folder::{FolderScan, ImageFile, scan};
+pub use labels::Labels;
+pub use pairs::ImageTextPairs;
+pub use split::{keep_most_frequent, stratified_split, unique_in_order};
+pub use text::{ClassRow, read_class_rows, write_class_rows};
+pub use tsv::{Row, TsvReader, TsvWriter};
