@@ -18,7 +18,12 @@ unsafe extern "C" {
         weight_decay: c_double,
         eps: c_double,
     ) -> *mut c_char;
-    fn mt_clip_grad_norm(grads: *const *const c_void, count: usize, max_norm: c_double, norm: *mut c_double) -> *mut c_char;
+    fn mt_clip_grad_norm(
+        grads: *const *const c_void,
+        count: usize,
+        max_norm: c_double,
+        norm: *mut c_double,
+    ) -> *mut c_char;
     fn mt_tune_allocator();
     fn mt_load_cuda() -> c_int;
 }
