@@ -1,1 +1,187 @@
-//! Batched encoding of images and texts.
+//! Batched encoding of images and texts: the engine of embed, evaluate and predict.
+//!
+//! No tensor crosses this seam: plain vectors go in and come out. An [`Encoder`] owns its model and is used by one thread.
+
+pub mod device;
+
+use crate::data::Labels;
+use crate::error::{Context, Error, Result};
+use crate::imaging::PixelContract;
+use crate::model::config::ModelConfig;
+use crate::model::params::Params;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::unicl::UniCl;
+use crate::model::{TchResult, engine, weights};
+use crate::package::Package;
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+/// Texts a forward pass.
+const TEXT_BATCH: usize = 64;
+
+/// Both towers of a package, ready to encode.
+#[derive(Debug)]
+pub struct Encoder {
+    config: ModelConfig,
+    model: UniCl,
+    tokenizer: Tokenizer,
+    pixels: PixelContract,
+    device: Device,
+}
+
+impl Encoder {
+    /// Loads a package's model onto `device`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] when a file is damaged or does not fit; [`crate::ErrorKind::Engine`].
+    pub fn load(package: &Package, device: Device) -> Result<Encoder> {
+        let config = model_config(package)?;
+        let params = weights::read(&package.weights(), &config)?.to_device(device)?;
+        let tokenizer = Tokenizer::load(&package.tokenizer())?;
+        check_vocabulary(&tokenizer, &config)?;
+        Encoder::over(&params, config, tokenizer, package.config.pixels.clone(), device)
+    }
+
+    /// An encoder over parameters that somebody else holds, e.g. a running training.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] naming a missing parameter.
+    pub fn over(
+        params: &Params,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        pixels: PixelContract,
+        device: Device,
+    ) -> Result<Encoder> {
+        let model = UniCl::new(&config, params)?;
+        Ok(Encoder { config, model, tokenizer, pixels, device })
+    }
+
+    /// The pixel path of the package.
+    #[must_use]
+    pub fn pixels(&self) -> &PixelContract {
+        &self.pixels
+    }
+
+    /// Length of an embedding.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.config.projection as usize
+    }
+
+    /// The model that this encoder runs.
+    #[must_use]
+    pub fn model(&self) -> &UniCl {
+        &self.model
+    }
+
+    /// The logarithm of the factor on cosine similarities.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`].
+    pub fn logit_scale(&self) -> Result<f64> {
+        self.model.logit_scale().f_double_value(&[]).map_err(engine)
+    }
+
+    /// Normalised pixels of `count` images, [count, 3, H, W], to unit vectors [count, dim].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`].
+    pub fn encode_pixels(&self, pixels: &[f32], count: usize) -> Result<Vec<f32>> {
+        let shape = [count as i64, 3, self.pixels.height() as i64, self.pixels.width() as i64];
+        if pixels.len() != count * self.pixels.tensor_len() {
+            return Err(Error::internal(format!("{} pixel values for {count} images", pixels.len())));
+        }
+        let _guard = tch::no_grad_guard();
+        let input = Tensor::f_from_slice(pixels).and_then(|t| t.f_view(shape)?.f_to_device(self.device)).map_err(engine)?;
+        to_vec(&self.model.encode_image(&input, None)?).map_err(engine)
+    }
+
+    /// Encoded image files to unit vectors [count, dim]; the images of a batch are decoded in parallel. An item's first part
+    /// names it in errors.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Data`] naming the first image that cannot be read; [`crate::ErrorKind::Engine`].
+    pub fn encode_images(&self, images: &[(String, Vec<u8>)]) -> Result<Vec<f32>> {
+        let length = self.pixels.tensor_len();
+        let mut pixels = vec![0f32; images.len() * length];
+        let first = pixels.par_chunks_mut(length).zip(images.par_iter()).find_map_first(|(out, (name, bytes))| {
+            self.pixels.load(bytes, out).context(|| name).err()
+        });
+        match first {
+            Some(error) => Err(error),
+            None => self.encode_pixels(&pixels, images.len()),
+        }
+    }
+
+    /// Texts to unit vectors [count, dim].
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`].
+    pub fn encode_texts(&self, texts: &[String]) -> Result<Vec<f32>> {
+        let _guard = tch::no_grad_guard();
+        let mut out = Vec::with_capacity(texts.len() * self.dim());
+        for batch in texts.chunks(TEXT_BATCH) {
+            let (ids, mask) = self.tokens(batch)?;
+            out.extend(to_vec(&self.model.encode_text(&ids, &mask)?).map_err(engine)?);
+        }
+        Ok(out)
+    }
+
+    /// Texts to token ids and mask, both [B, L] on the model's device, L the longest of the batch.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Data`] for a text that cannot be encoded; [`crate::ErrorKind::Engine`].
+    pub fn tokens(&self, texts: &[String]) -> Result<(Tensor, Tensor)> {
+        let tokens = self.tokenizer.encode(texts, self.config.text.context_length as usize)?;
+        let shape = [texts.len() as i64, tokens.length as i64];
+        let tensor = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape)?.f_to_device(self.device);
+        Ok((tensor(&tokens.ids).map_err(engine)?, tensor(&tokens.mask).map_err(engine)?))
+    }
+
+    /// One unit vector a label, [labels, dim]; `template` holds `{}` for the label.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_texts`].
+    pub fn class_embeddings(&self, labels: &Labels, template: &str) -> Result<Vec<f32>> {
+        let texts: Vec<String> = labels.texts().iter().map(|l| template.replace("{}", l)).collect();
+        self.encode_texts(&texts)
+    }
+}
+
+/// A package's model sizes.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] when `config.yaml` is missing, no YAML, or impossible.
+pub fn model_config(package: &Package) -> Result<ModelConfig> {
+    let path = package.model_config();
+    let yaml = crate::config::read_yaml(&path).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
+    ModelConfig::from_yaml(&yaml, &path.display().to_string())
+}
+
+/// A tokenizer whose ids the token embedding does not have would read beyond it.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`].
+pub fn check_vocabulary(tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
+    let (have, need) = (config.text.vocab_size, tokenizer.vocab_size() as i64);
+    if need > have {
+        return Err(Error::package(format!("the tokenizer has {need} tokens, the token embedding only {have} rows")));
+    }
+    Ok(())
+}
+
+/// Cosine scores of zero-shot classification: `exp(logit_scale) * image . class`, [rows, classes].
+#[must_use]
+pub fn zero_shot_logits(images: &[f32], classes: &[f32], dim: usize, logit_scale: f64) -> Vec<f32> {
+    let factor = logit_scale.exp() as f32;
+    let rows: Vec<&[f32]> = images.chunks_exact(dim).collect();
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>() * factor;
+    rows.par_iter().flat_map_iter(|image| classes.chunks_exact(dim).map(move |class| dot(image, class))).collect()
+}
+
+/// A tensor's values in row-major order, as f32.
+pub(crate) fn to_vec(tensor: &Tensor) -> TchResult<Vec<f32>> {
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view(-1)?;
+    Vec::<f32>::try_from(&flat)
+}

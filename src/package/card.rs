@@ -80,11 +80,11 @@ impl ModelCard {
              upright by its EXIF orientation, converted to RGB, resized to {s} x {s} ({i}, antialiased, aspect not kept), \
              encoded as JPEG of quality {q} and decoded again, resized to {h} x {w} ({i}, antialiased), scaled to 0..1, and \
              normalised with mean {m:?} and standard deviation {d:?}. Training, evaluation and this package do the same.\n",
-            s = p.image_standardization_image_size,
-            q = p.image_standardization_jpeg_compression_ratio,
+            s = p.standard_size,
+            q = p.jpeg_quality,
             h = p.image_size[0],
             w = p.image_size[1],
-            i = p.interpolation,
+            i = "bicubic",
             m = p.mean,
             d = p.std,
         );

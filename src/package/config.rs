@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::safe_relative;
 use crate::error::{Error, Result};
+use crate::imaging::PixelContract;
 
 /// The newest format version of packages, and the one that is written.
 pub const FORMAT_VERSION: u32 = 1;
@@ -16,23 +17,6 @@ pub enum Task {
     Embeddings,
     /// Scored labels of images.
     Classification,
-}
-
-/// How images become pixels: the same in training, embedding and serving.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PixelSettings {
-    /// JPEG quality of the standardisation, 1..=100.
-    pub image_standardization_jpeg_compression_ratio: u32,
-    /// Side of the square that images are standardised to, in pixels.
-    pub image_standardization_image_size: u32,
-    /// Height and width of the model's input, in pixels.
-    pub image_size: [u32; 2],
-    /// Mean of each channel (R, G, B) on the 0..=1 scale; subtracted.
-    pub mean: [f64; 3],
-    /// Standard deviation of each channel on the 0..=1 scale; divided by.
-    pub std: [f64; 3],
-    /// Resampling filter; only `bicubic` exists.
-    pub interpolation: String,
 }
 
 /// How a classifier scores.
@@ -72,7 +56,7 @@ pub struct PackageConfig {
     /// Path of the tokenizer's `tokenizer.json`.
     pub tokenizer: String,
     /// The pixel settings.
-    pub pixels: PixelSettings,
+    pub pixels: PixelContract,
     /// The classifier; `None` for embeddings.
     pub classifier: Option<ClassifierConfig>,
     /// Where the model comes from, free form.
@@ -109,18 +93,8 @@ impl PackageConfig {
     pub fn validate(&self) -> Result<()> {
         check_version(self.format_version)?;
         let wrong = |key: &str, why: &str| Err(Error::package(format!("key '{key}' {why}")));
-        let pixels = &self.pixels;
-        if !(1..=100).contains(&pixels.image_standardization_jpeg_compression_ratio) {
-            return wrong("pixels.image_standardization_jpeg_compression_ratio", "must be 1 to 100");
-        }
-        if pixels.image_standardization_image_size == 0 || pixels.image_size.contains(&0) {
-            return wrong("pixels", "has an image size of 0");
-        }
-        if !pixels.mean.iter().all(|v| v.is_finite()) || !pixels.std.iter().all(|v| v.is_finite() && *v > 0.0) {
-            return wrong("pixels", "needs finite means and positive standard deviations");
-        }
-        if pixels.interpolation != "bicubic" {
-            return wrong("pixels.interpolation", "must be 'bicubic'");
+        if let Err(error) = self.pixels.validate() {
+            return wrong("pixels", &error.to_string());
         }
         match (&self.classifier, self.task) {
             (None, Task::Classification) => return wrong("classifier", "is missing for the task classification"),

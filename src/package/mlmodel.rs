@@ -101,9 +101,9 @@ fn signature(config: &PackageConfig) -> (Value, Value, Value) {
         param(
             "image_standardization_jpeg_compression_ratio",
             "long",
-            pixels.image_standardization_jpeg_compression_ratio.into(),
+            pixels.jpeg_quality.into(),
         ),
-        param("image_standardization_image_size", "long", pixels.image_standardization_image_size.into()),
+        param("image_standardization_image_size", "long", pixels.standard_size.into()),
     ];
     let (inputs, outputs) = match config.task {
         Task::Classification => {

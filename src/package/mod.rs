@@ -14,7 +14,7 @@ mod runtime;
 mod writer;
 
 pub use card::ModelCard;
-pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, PixelSettings, Task};
+pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, Task};
 pub use manifest::{FileEntry, Manifest};
 pub use reader::{Package, package_files, read_package, verify_package};
 pub use writer::{PackageSpec, write_package};

@@ -1,1 +1,32 @@
 //! Logging and progress.
+//!
+//! Log lines go to standard error, as text or as JSON; standard output is for results alone. Nothing here sees pixels, texts
+//! or credentials.
+
+mod progress;
+
+pub use progress::{Progress, duration};
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging; a second call changes nothing. `level` is a filter such as `info` or `medtune=debug`.
+pub fn init(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => builder.with_target(false).compact().try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    // only a second initialisation fails, and then the first one serves
+    drop(started);
+}
