@@ -38,7 +38,7 @@ fn link_libtorch() {
         ));
     }
     let library = fs::canonicalize(&library).expect("the folder exists");
-    println!("cargo:rerun-if-changed={}", libtorch.display());
+    println!("cargo:rerun-if-changed={}", library.join("libtorch_cpu.so").display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", library.display());
     // the CUDA libraries beside libtorch are loaded at run time, when a job asks for a GPU
     println!("cargo:rustc-link-arg=-Wl,--as-needed");

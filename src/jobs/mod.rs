@@ -1,1 +1,123 @@
 //! One file a job kind; pipelines compose them.
+//!
+//! A job kind is a function from resolved inputs and parameters to produced files ([`StepContext`] in, [`Produced`] out). It
+//! writes into a scratch folder and nowhere else; only the runner publishes, and only what a step finished. So a failed or
+//! killed step leaves nothing that anybody can see.
+
+mod adapter;
+mod assemble;
+mod embed;
+mod evaluate;
+mod finetune;
+mod inputs;
+pub mod models;
+pub mod predict;
+mod prepare;
+mod runner;
+mod scratch;
+
+pub use inputs::ResolvedInput;
+pub use runner::{Plan, RunOptions, plan, run};
+
+use crate::config::job::Compute;
+use crate::config::parameters::Parameters;
+use crate::error::{Error, Result};
+use crate::package::{Package, read_package};
+use crate::registry::AssetKind;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What a step works with.
+#[derive(Debug)]
+pub struct StepContext<'a> {
+    /// The resolved inputs by the contract's names; optional ones may be missing.
+    pub inputs: &'a BTreeMap<String, ResolvedInput>,
+    /// An empty folder to write into.
+    pub scratch: &'a Path,
+    /// Device and threads.
+    pub compute: &'a Compute,
+}
+
+impl StepContext<'_> {
+    /// An input that the job must have; the runner has checked it.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`].
+    pub fn input(&self, name: &str) -> Result<&ResolvedInput> {
+        self.inputs.get(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")))
+    }
+
+    /// The path of a required input.
+    ///
+    /// # Errors
+    /// As [`StepContext::input`].
+    pub fn path(&self, name: &str) -> Result<&Path> {
+        Ok(&self.input(name)?.path)
+    }
+
+    /// The path of an optional input.
+    #[must_use]
+    pub fn optional_path(&self, name: &str) -> Option<&Path> {
+        self.inputs.get(name).map(|i| i.path.as_path())
+    }
+
+    /// The model package of an input.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] naming the input and the file.
+    pub fn package(&self, name: &str) -> Result<Package> {
+        read_package(self.path(name)?).map_err(|e| e.context(format!("input {name}")))
+    }
+
+    /// A new sub-folder of the scratch folder.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Storage`], [`crate::ErrorKind::NoSpace`].
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.scratch.join(name);
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
+        Ok(folder)
+    }
+}
+
+/// One output of a step, not yet published.
+#[derive(Debug)]
+pub struct Artifact {
+    /// Dataset or model.
+    pub kind: AssetKind,
+    /// Relative names and where the files are.
+    pub files: Vec<(String, PathBuf)>,
+    /// Said of the output when the job says nothing.
+    pub description: String,
+    /// Facts kept in the version's manifest.
+    pub metadata: serde_json::Value,
+}
+
+/// What a step made.
+#[derive(Debug, Default)]
+pub struct Produced {
+    /// Outputs by the contract's names.
+    pub outputs: BTreeMap<String, Artifact>,
+    /// Numbers for the run record.
+    pub metrics: serde_json::Value,
+    /// A table for the terminal, when there is something to say.
+    pub summary: Option<String>,
+}
+
+/// Runs one step.
+fn execute(context: &StepContext<'_>, parameters: &Parameters) -> Result<Produced> {
+    match parameters {
+        Parameters::Prepare(p) => prepare::run(context, p),
+        Parameters::Finetune(p) => finetune::run(context, p),
+        Parameters::Embed(p) => embed::run(context, p),
+        Parameters::Adapter(p) => adapter::run(context, p),
+        Parameters::Assemble(p) => assemble::run(context, p),
+        Parameters::Evaluate(p) => evaluate::run(context, p),
+    }
+}
+
+/// Writes pretty JSON with a final newline.
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::internal("cannot write JSON").with_source(e))?;
+    std::fs::write(path, text + "\n").map_err(|e| Error::io("write", path, e))
+}

@@ -1,0 +1,189 @@
+//! From what a job file says of an input to a local path with a hash.
+
+use crate::config::job::{InputSource, Job, Step};
+use crate::config::kinds::{Kind, PortType};
+use crate::data::tsv::index_path;
+use crate::error::{Context, Error, Result};
+use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
+use crate::storage::{Store, sha256_file, sha256_hex};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// An input as a step sees it.
+#[derive(Debug, Clone)]
+pub struct ResolvedInput {
+    /// `data:NAME@7` or `model:NAME@7` when it is a version, else the path.
+    pub reference: String,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// SHA-256 over the content: a file's own, or that of a folder's names and hashes.
+    pub digest: String,
+    /// Bytes in all.
+    pub size: u64,
+    /// The version, when it is one.
+    pub version: Option<Version>,
+}
+
+impl ResolvedInput {
+    /// The input as run records keep it.
+    #[must_use]
+    pub fn record(&self, store: &Store) -> InputRecord {
+        InputRecord {
+            reference: self.version.as_ref().map(Version::reference),
+            uri: self.version.as_ref().map_or_else(|| self.path.display().to_string(), |v| v.uri(store)),
+            sha256: self.digest.clone(),
+            size: self.size,
+        }
+    }
+}
+
+/// Resolves the inputs of `step` that do not come from other steps, and those of finished steps in `made`.
+///
+/// # Errors
+/// [`crate::ErrorKind::NotFound`] for a missing file, folder or version, naming the input; [`crate::ErrorKind::Config`] when
+/// it is of another type than the input takes.
+pub(super) fn resolve(
+    store: &Store,
+    job: &Job,
+    step: &Step,
+    made: &BTreeMap<String, BTreeMap<String, Version>>,
+) -> Result<BTreeMap<String, ResolvedInput>> {
+    let mut resolved = BTreeMap::new();
+    for (name, source) in &step.inputs {
+        let port = port_type(step.kind, name)?;
+        let input = match source {
+            InputSource::External(text) => external(store, &job.folder, text, port),
+            InputSource::Step { step: from, output } => match made.get(from).and_then(|o| o.get(output)) {
+                Some(version) => of_version(store, version.clone(), port),
+                None => Err(Error::internal(format!("output '{output}' of step '{from}' is not there"))),
+            },
+        };
+        resolved.insert(name.clone(), input.context(|| format!("input {name}"))?);
+    }
+    Ok(resolved)
+}
+
+/// Checks that the inputs of `step` that do not come from other steps are there, without reading them.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn check(store: &Store, job: &Job, step: &Step) -> Result<()> {
+    for (name, source) in &step.inputs {
+        let InputSource::External(text) = source else { continue };
+        let port = port_type(step.kind, name)?;
+        locate(store, &job.folder, text, port).map(drop).context(|| format!("input {name}"))?;
+    }
+    Ok(())
+}
+
+fn port_type(kind: Kind, name: &str) -> Result<PortType> {
+    let port = kind.inputs().iter().find(|p| p.name == name);
+    port.map(|p| p.port_type).ok_or_else(|| Error::internal(format!("{kind} has no input '{name}'")))
+}
+
+enum Located {
+    Path(PathBuf),
+    Version(Box<Version>),
+}
+
+/// Finds an external input: a version reference, or a path that exists.
+fn locate(store: &Store, folder: &Path, text: &str, port: PortType) -> Result<Located> {
+    let asset = if port == PortType::Model { AssetKind::Model } else { AssetKind::Data };
+    if text.starts_with("data:") || text.starts_with("model:") {
+        let reference = Reference::parse(text, Some(asset))?;
+        if reference.kind != asset {
+            return Err(Error::config(format!("'{text}' is a {}; this input takes a {}", reference.kind, asset)));
+        }
+        return Ok(Located::Version(Box::new(registry::get(store, &reference)?)));
+    }
+    let local = match text.split_once("://") {
+        Some(("file", path)) => PathBuf::from(path),
+        Some((scheme, _)) => {
+            return Err(Error::config(format!("'{scheme}://' inputs are not available in this version; use a path or file://")));
+        }
+        None => folder.join(text),
+    };
+    let metadata = std::fs::metadata(&local).map_err(|e| Error::io("open", &local, e))?;
+    match (port, metadata.is_dir()) {
+        (PortType::File, true) => Err(Error::config(format!("'{}' is a folder; this input takes a file", local.display()))),
+        (PortType::Folder | PortType::Model, false) => {
+            Err(Error::config(format!("'{}' is a file; this input takes a folder", local.display())))
+        }
+        _ => Ok(Located::Path(local)),
+    }
+}
+
+fn external(store: &Store, folder: &Path, text: &str, port: PortType) -> Result<ResolvedInput> {
+    match locate(store, folder, text, port)? {
+        Located::Version(version) => of_version(store, *version, port),
+        Located::Path(path) => of_path(path, port),
+    }
+}
+
+fn of_version(store: &Store, version: Version, port: PortType) -> Result<ResolvedInput> {
+    let folder = registry::open_local(store, &version)?;
+    let path = if port == PortType::File { folder.join(&main_file(&version)?.path) } else { folder };
+    Ok(ResolvedInput {
+        reference: version.reference(),
+        path,
+        digest: version.digest.clone(),
+        size: version.total_size(),
+        version: Some(version),
+    })
+}
+
+/// The one file of a version; a TSV's index does not count.
+fn main_file(version: &Version) -> Result<&FileEntry> {
+    let is_index = |f: &&FileEntry| version.files.iter().any(|g| index_path(Path::new(&g.path)) == Path::new(&f.path));
+    let mut files = version.files.iter().filter(|f| !is_index(f));
+    match (files.next(), files.next()) {
+        (Some(file), None) => Ok(file),
+        _ => Err(Error::config(format!("{} has several files; this input takes one file", version.reference()))),
+    }
+}
+
+fn of_path(path: PathBuf, port: PortType) -> Result<ResolvedInput> {
+    let (digest, size) = if port == PortType::File {
+        let digest = sha256_file(&path)?;
+        (digest.sha256, digest.size)
+    } else {
+        folder_digest(&path)?
+    };
+    Ok(ResolvedInput { reference: path.display().to_string(), path, digest, size, version: None })
+}
+
+/// SHA-256 over the sorted names and hashes of a folder's files, and their bytes in all.
+fn folder_digest(folder: &Path) -> Result<(String, u64)> {
+    let mut lines: Vec<(String, u64)> = list(folder)?
+        .into_par_iter()
+        .map(|(name, path)| {
+            let digest = sha256_file(&path)?;
+            Ok((format!("{} {} {name}\n", digest.sha256, digest.size), digest.size))
+        })
+        .collect::<Result<_>>()?;
+    lines.sort();
+    let text: String = lines.iter().map(|(line, _)| line.as_str()).collect();
+    Ok((sha256_hex(text.as_bytes()), lines.iter().map(|(_, size)| size).sum()))
+}
+
+/// A folder of images may hold names that no store takes; packages may not.
+fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    if folder.join("MLmodel").is_file() {
+        return folder_files(folder);
+    }
+    let mut files = Vec::new();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(at) = open.pop() {
+        for entry in std::fs::read_dir(&at).map_err(|e| Error::io("list", &at, e))? {
+            let path = entry.map_err(|e| Error::io("list", &at, e))?.path();
+            if path.is_dir() && !path.is_symlink() {
+                open.push(path);
+            } else if path.is_file() {
+                let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+                files.push((name, path));
+            }
+        }
+    }
+    Ok(files)
+}
