@@ -37,6 +37,8 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use crate::error::{Context, Error, ErrorKind, Result};
 
 pub use digest::{FileDigest, sha256_file, sha256_hex};
+#[cfg(test)]
+pub(crate) use faults::faulty_store;
 pub use key::check_key;
 pub use lock::StoreLock;
 pub(crate) use transfer::PartialPath;
