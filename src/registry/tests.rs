@@ -95,12 +95,13 @@ fn sixteen_threads_publish_contiguous_versions() {
 #[test]
 fn the_same_owner_gets_the_same_version_also_when_racing() {
     each_store(|store, folder| {
-        let first = publish(store, new_version(folder, "o", "x")).unwrap();
+        let (o, p) = (new_version(folder, "o", "x"), new_version(folder, "p", "x"));
+        let first = publish(store, o.clone()).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    assert_eq!(publish(store, new_version(folder, "o", "x")).unwrap(), first);
-                    assert_eq!(publish(store, new_version(folder, "p", "x")).unwrap().version, 2);
+                    assert_eq!(publish(store, o.clone()).unwrap(), first);
+                    assert_eq!(publish(store, p.clone()).unwrap().version, 2);
                 });
             }
         });
