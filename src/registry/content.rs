@@ -65,6 +65,14 @@ fn compare_sizes(version: &Version, mut found: BTreeMap<String, u64>) -> Problem
 
 /// How the files in the store differ from the version by name and size.
 pub(super) fn size_problems(store: &Store, version: &Version) -> Result<Problems> {
+    // a folder is walked, since the listing of a store hides links and the leftovers of killed writers
+    if let Some(folder) = store.local_path(&version.prefix) {
+        return if folder.is_dir() {
+            Ok(compare_sizes(version, sizes(&walk(&folder)?)?))
+        } else {
+            Ok(compare_sizes(version, BTreeMap::new()))
+        };
+    }
     let folder = format!("{}/", version.prefix);
     let found = store.list(&version.prefix)?.into_iter();
     let found = found.filter_map(|o| Some((o.key.strip_prefix(&folder)?.to_owned(), o.size)));
@@ -155,15 +163,21 @@ fn occupied(path: &Path) -> Result<bool> {
 
 /// How a local folder differs from a version.
 fn local_problems(version: &Version, folder: &Path) -> Result<Problems> {
-    let files: BTreeMap<String, PathBuf> = walk(folder)?.into_iter().collect();
+    let files = walk(folder)?;
+    let mut problems = compare_sizes(version, sizes(&files)?);
+    let files: BTreeMap<String, PathBuf> = files.into_iter().collect();
+    compare_content(version, &mut problems, |name| files.get(name).map(|path| sha256_file(path)).transpose())?;
+    Ok(problems)
+}
+
+/// The sizes of files in bytes, by their paths in the folder.
+fn sizes(files: &[(String, PathBuf)]) -> Result<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
-    for (name, path) in &files {
+    for (name, path) in files {
         let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
         sizes.insert(name.clone(), metadata.len());
     }
-    let mut problems = compare_sizes(version, sizes);
-    compare_content(version, &mut problems, |name| files.get(name).map(|path| sha256_file(path)).transpose())?;
-    Ok(problems)
+    Ok(sizes)
 }
 
 /// All files below `folder` as [`super::NewVersion::files`] takes them, sorted by path.

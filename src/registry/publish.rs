@@ -57,10 +57,11 @@ fn publish_checked(store: &Store, mut new: NewVersion) -> Result<Version> {
         None => allocate(store, &new)?,
     };
     let folder = prefix(new.kind, &new.name, number);
-    clear(store, &folder)?;
+    // what an interrupted attempt of this owner left
+    store.delete_folder(&folder)?;
     let files = upload(store, &new, &folder).inspect_err(|error| {
         // the space may be needed; what cannot be removed is overwritten by the next attempt
-        if let Err(left) = clear(store, &folder) {
+        if let Err(left) = store.delete_folder(&folder) {
             tracing::warn!(folder, %left, %error, "files of an unfinished version stay in the store");
         }
     })?;
@@ -144,14 +145,6 @@ fn allocate(store: &Store, new: &NewVersion) -> Result<u64> {
             Created::Lost(_) => number += 1,
         }
     }
-}
-
-/// Removes what an interrupted attempt left in a folder that this owner has reserved.
-fn clear(store: &Store, folder: &str) -> Result<()> {
-    for object in store.list(folder)? {
-        store.delete(&object.key)?;
-    }
-    Ok(())
 }
 
 fn upload(store: &Store, new: &NewVersion, folder: &str) -> Result<Vec<FileEntry>> {

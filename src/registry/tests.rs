@@ -124,6 +124,11 @@ fn what_a_killed_publisher_leaves_is_not_listed_and_is_taken_up_by_its_owner() {
         };
         store.put("registry/models/net/0000000001.claim.json", claim("killed")).unwrap();
         store.put("models/net/1/artifacts/old.bin", b"partial".to_vec()).unwrap();
+        // the store's own name for a file that is being written
+        let staged = store.local_path("models/net/1").map(|f| f.join("artifacts/a.bin#1"));
+        if let Some(staged) = &staged {
+            std::fs::write(staged, "partial").unwrap();
+        }
         assert!(numbers_of(store).is_empty() && list_names(store, AssetKind::Model).unwrap().is_empty());
         let missing = get(store, &Reference::parse("model:net@1", None).unwrap()).unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
@@ -133,6 +138,7 @@ fn what_a_killed_publisher_leaves_is_not_listed_and_is_taken_up_by_its_owner() {
         let version = publish(store, new_version(folder, "killed", "x")).unwrap();
         assert_eq!(version.version, 1);
         verify_version(store, &version).unwrap();
+        assert!(staged.is_none_or(|s| !s.exists()));
         assert_eq!(numbers_of(store), [1, 2]);
     });
 }
@@ -178,6 +184,11 @@ fn changed_missing_and_extra_files_are_named() {
              restore it or publish a new version"
         );
         assert_eq!(pull(store, &version, &folder.join("out")).unwrap_err().kind(), ErrorKind::Data);
+        if let Some(local) = store.local_path("models/net/1") {
+            std::os::unix::fs::symlink("/etc/passwd", local.join("link")).unwrap();
+            let error = verify_version(store, &version).unwrap_err();
+            assert!(error.kind() == ErrorKind::Data && error.to_string().contains("link"), "{error}");
+        }
         assert!(std::fs::read_dir(folder).unwrap().all(|e| !e.unwrap().file_name().to_string_lossy().contains("out")));
     });
 }

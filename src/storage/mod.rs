@@ -238,6 +238,24 @@ impl Store {
         }
     }
 
+    /// Removes all objects below the folder `prefix`, also what killed writers left of unfinished ones.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for an invalid prefix, otherwise [`ErrorKind::Storage`].
+    pub fn delete_folder(&self, prefix: &str) -> Result<()> {
+        check_key(prefix)?;
+        if let Some(folder) = self.local_path(prefix) {
+            return match std::fs::remove_dir_all(&folder) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &folder, e)),
+                _ => Ok(()),
+            };
+        }
+        for object in self.list(prefix)? {
+            self.delete(&object.key)?;
+        }
+        Ok(())
+    }
+
     /// Creates `key` with exactly `body`, unless the key exists; of all that race for a key, one wins.
     ///
     /// `body` must be unique to the caller (carry a random value) if two callers must not both win with equal bodies.
