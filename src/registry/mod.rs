@@ -1,1 +1,53 @@
-//! Named, numbered versions of datasets and models; run records.
+//! Named, numbered versions of datasets and models; run records; the cache of finished steps.
+//!
+//! Guarantees:
+//! - **A version is visible whole or not at all.** Its manifest is one create-if-absent, written after all its files are
+//!   in the store; readers start from manifests only, so what a killed publisher leaves is never listed.
+//! - **A number is given once**, also when many processes publish at the same time, and numbers are contiguous as long
+//!   as interrupted publishers are run again.
+//! - **Publishing is idempotent for its owner:** the same owner publishing the same files again gets the version that
+//!   exists; an owner that was interrupted goes on with the number that it had reserved.
+//! - **Versions never change.** [`verify_version`] finds every file that was changed, removed or added, by its SHA-256.
+//!
+//! Layout in the store:
+//!
+//! ```text
+//! data/NAME/<version>/...                            the files of a dataset
+//! models/NAME/<version>/...                          the files of a model: directly an MLflow model folder
+//! registry/{data,models}/NAME/<10 digits>.claim.json reserves a number for an owner
+//! registry/{data,models}/NAME/<10 digits>.json       the manifest
+//! runs/<run id>/run.json                             the record of a run
+//! cache/steps/<fingerprint>.json                     what a finished step made
+//! ```
+
+mod content;
+mod json;
+mod publish;
+mod read;
+mod reference;
+mod runs;
+mod steps;
+mod version;
+
+pub use content::{folder_files, pull, verify_version};
+pub use publish::publish;
+pub use read::{get, list_names, list_versions, open_local};
+pub use reference::{Reference, Selector};
+pub use runs::{
+    ErrorRecord, HostInfo, InputRecord, OutputRecord, RunRecord, RunStatus, StepRecord, StepStatus, new_run_id,
+};
+pub use steps::{CachedStep, StepCache};
+pub use version::{AssetKind, FileEntry, Lineage, NewVersion, Version, check_name};
+
+/// The time now in UTC as RFC 3339, to the millisecond.
+#[must_use]
+pub fn now() -> String {
+    let now = time::OffsetDateTime::now_utc();
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    // the format has no part that can fail
+    now.format(format).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

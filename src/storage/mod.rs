@@ -37,6 +37,8 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use crate::error::{Context, Error, ErrorKind, Result};
 
 pub use digest::{FileDigest, sha256_file, sha256_hex};
+#[cfg(test)]
+pub(crate) use faults::faulty_store;
 pub use key::check_key;
 pub use lock::StoreLock;
 pub(crate) use transfer::PartialPath;
@@ -234,6 +236,24 @@ impl Store {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(self.error("delete", key, e)),
         }
+    }
+
+    /// Removes all objects below the folder `prefix`, also what killed writers left of unfinished ones.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for an invalid prefix, otherwise [`ErrorKind::Storage`].
+    pub fn delete_folder(&self, prefix: &str) -> Result<()> {
+        check_key(prefix)?;
+        if let Some(folder) = self.local_path(prefix) {
+            return match std::fs::remove_dir_all(&folder) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &folder, e)),
+                _ => Ok(()),
+            };
+        }
+        for object in self.list(prefix)? {
+            self.delete(&object.key)?;
+        }
+        Ok(())
     }
 
     /// Creates `key` with exactly `body`, unless the key exists; of all that race for a key, one wins.

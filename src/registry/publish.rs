@@ -1,0 +1,190 @@
+//! Publishing: reserve a number, upload the files, then make the version visible by one create-if-absent.
+//!
+//! A crash at any point leaves at most a claim and files that no manifest names. The same owner takes that claim up
+//! again; nobody else does. Whether a version exists depends on its manifest only: neither on the lock, which merely
+//! keeps two processes of one owner from uploading at once, nor on a claim.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Result};
+use crate::storage::{Created, FileDigest, Store, sha256_file};
+
+use super::content::size_problems;
+use super::read::{numbers, read_manifest};
+use super::version::{
+    FileEntry, NewVersion, Version, check_name, check_paths, claim_key, digest, manifest_key, prefix,
+};
+use super::{json, now};
+
+/// A number that is reserved.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claim {
+    format_version: u32,
+    owner: String,
+    created: String,
+    /// Tells two claims of one owner apart.
+    nonce: String,
+}
+
+/// Publishes a version, and returns it once it is visible and on the disk.
+///
+/// The same owner publishing equal files of this name again gets the version that exists. `MLmodel` is uploaded last.
+/// Names and sizes in the store are compared before the manifest is written.
+///
+/// # Errors
+/// [`crate::ErrorKind::Config`] for invalid names or paths, [`crate::ErrorKind::NotFound`] if a file is not there,
+/// [`crate::ErrorKind::Conflict`] if the store holds files where the version would go that nobody has reserved,
+/// [`crate::ErrorKind::NoSpace`] for a full disk, [`crate::ErrorKind::Storage`] otherwise. Nothing is visible then.
+pub fn publish(store: &Store, new: NewVersion) -> Result<Version> {
+    let title = format!("publish {}:{}", new.kind, new.name);
+    publish_checked(store, new).context(|| title)
+}
+
+fn publish_checked(store: &Store, mut new: NewVersion) -> Result<Version> {
+    check_name(&new.name)?;
+    check_paths(new.files.iter().map(|(path, _)| path.as_str()))?;
+    if new.files.is_empty() {
+        return Err(Error::config("there is no file to publish"));
+    }
+    if new.owner.is_empty() {
+        return Err(Error::internal("a version needs an owner"));
+    }
+    new.files.sort();
+    let _lock = store.lock(&format!("{}/{}/{}", new.kind, new.name, new.owner))?;
+    let number = match earlier_attempt(store, &new)? {
+        Some(Earlier::Published(version)) => return Ok(*version),
+        Some(Earlier::Claimed(number)) => number,
+        None => allocate(store, &new)?,
+    };
+    let folder = prefix(new.kind, &new.name, number);
+    // what an interrupted attempt of this owner left
+    store.delete_folder(&folder)?;
+    let files = upload(store, &new, &folder).inspect_err(|error| {
+        // the space may be needed; what cannot be removed is overwritten by the next attempt
+        if let Err(left) = store.delete_folder(&folder) {
+            tracing::warn!(folder, %left, %error, "files of an unfinished version stay in the store");
+        }
+    })?;
+    commit(store, new, number, files)
+}
+
+/// What the same owner did before.
+enum Earlier {
+    /// It published exactly these files.
+    Published(Box<Version>),
+    /// It reserved this number and was interrupted.
+    Claimed(u64),
+}
+
+fn earlier_attempt(store: &Store, new: &NewVersion) -> Result<Option<Earlier>> {
+    let mut reserved = None;
+    let mut wanted = None;
+    // newest first: an owner that comes again mostly does so soon
+    for number in numbers(store, new.kind, &new.name)?.claimed.into_iter().rev() {
+        let key = claim_key(new.kind, &new.name, number);
+        match json::read::<Claim>(store, &key) {
+            Ok(Some(claim)) if claim.owner == new.owner => {}
+            Ok(_) => continue,
+            Err(error) if error.kind() == crate::ErrorKind::Data => {
+                tracing::warn!(key, %error, "a damaged claim is taken for somebody else's");
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        let Some(version) = read_manifest(store, new.kind, &new.name, number)? else {
+            reserved = Some(number);
+            continue;
+        };
+        let wanted = match &wanted {
+            Some(digest) => digest,
+            None => wanted.insert(digest_of_sources(new)?),
+        };
+        if version.digest == *wanted && size_problems(store, &version)?.is_empty() {
+            return Ok(Some(Earlier::Published(Box::new(version))));
+        }
+    }
+    Ok(reserved.map(Earlier::Claimed))
+}
+
+fn digest_of_sources(new: &NewVersion) -> Result<String> {
+    let mut entries = Vec::with_capacity(new.files.len());
+    for (path, source) in &new.files {
+        entries.push(entry(path, sha256_file(source)?));
+    }
+    Ok(digest(&entries))
+}
+
+fn entry(path: &str, digest: FileDigest) -> FileEntry {
+    FileEntry { path: path.to_owned(), size: digest.size, sha256: digest.sha256 }
+}
+
+/// Reserves the next free number.
+fn allocate(store: &Store, new: &NewVersion) -> Result<u64> {
+    let known = numbers(store, new.kind, &new.name)?;
+    let highest = known.published.last().max(known.claimed.last()).copied().unwrap_or(0);
+    let claim = Claim {
+        format_version: json::FORMAT_VERSION,
+        owner: new.owner.clone(),
+        created: now(),
+        nonce: uuid::Uuid::new_v4().simple().to_string(),
+    };
+    let body = json::to_bytes(&claim)?;
+    let mut number = highest + 1;
+    loop {
+        let key = claim_key(new.kind, &new.name, number);
+        let folder = prefix(new.kind, &new.name, number);
+        // files without a claim are not ours to remove: the registry may have been lost, not the data
+        if !store.list(&folder)?.is_empty() && !store.exists(&key)? {
+            let uri = store.uri_of(&folder);
+            return Err(Error::conflict(format!(
+                "'{uri}' holds files that the registry does not know, move them away"
+            )));
+        }
+        match store.create_exact(&key, body.clone())? {
+            Created::Won => return Ok(number),
+            Created::Lost(_) => number += 1,
+        }
+    }
+}
+
+fn upload(store: &Store, new: &NewVersion, folder: &str) -> Result<Vec<FileEntry>> {
+    let mut entries = Vec::with_capacity(new.files.len());
+    let (last, first): (Vec<_>, Vec<_>) = new.files.iter().partition(|(path, _)| path == "MLmodel");
+    for (path, source) in first.into_iter().chain(last) {
+        entries.push(entry(path, store.put_file(&format!("{folder}/{path}"), source)?));
+    }
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(entries)
+}
+
+/// Makes the version visible.
+fn commit(store: &Store, new: NewVersion, number: u64, files: Vec<FileEntry>) -> Result<Version> {
+    let version = Version {
+        format_version: json::FORMAT_VERSION,
+        prefix: prefix(new.kind, &new.name, number),
+        kind: new.kind,
+        name: new.name,
+        version: number,
+        created: now(),
+        description: new.description,
+        tags: new.tags,
+        digest: digest(&files),
+        files,
+        owner: new.owner,
+        lineage: new.lineage,
+        metadata: new.metadata,
+    };
+    size_problems(store, &version)?.into_result(&version.reference())?;
+    let key = manifest_key(version.kind, &version.name, number);
+    match store.create_exact(&key, json::to_bytes(&version)?)? {
+        Created::Won => Ok(version),
+        Created::Lost(body) => {
+            let other: Version = json::parse(store, &key, &body)?;
+            if other.owner == version.owner && other.digest == version.digest {
+                return Ok(other);
+            }
+            let reference = version.reference();
+            Err(Error::conflict(format!("{reference} was published by '{}' meanwhile, run the job again", other.owner)))
+        }
+    }
+}
