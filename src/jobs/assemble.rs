@@ -1,0 +1,112 @@
+//! Assemble: an embedding model, labels and perhaps an adapter become one classifier package.
+
+use super::{Artifact, Produced, StepContext, models};
+use crate::config::parameters::AssembleParameters;
+use crate::data::Labels;
+use crate::error::{Error, Result};
+use crate::infer::{Encoder, device};
+use crate::model::adapter::Adapter;
+use crate::model::weights::write_tensors;
+use crate::package::{
+    ClassifierConfig, ClassifierKind, ModelCard, PackageSpec, Task, package_files, write_package,
+};
+use crate::registry::AssetKind;
+use serde_json::json;
+use std::path::Path;
+use tch::{Device, Tensor};
+
+pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) -> Result<Produced> {
+    let base = context.package("mlflow_model_path")?;
+    let labels = Labels::read(context.path("label_file")?)?;
+    let adapter = context.optional_path("adapter").map(|folder| read_adapter(folder, &labels, parameters)).transpose()?;
+
+    let checkpoints = context.folder("checkpoints")?;
+    models::link_checkpoints(&base, &checkpoints)?;
+    let classifier_folder = context.folder("checkpoints/classifier")?;
+    super::write_json(&classifier_folder.join("labels.json"), &labels.texts())?;
+    let mut classifier = ClassifierConfig {
+        kind: ClassifierKind::ZeroShot,
+        labels: "classifier/labels.json".to_owned(),
+        text_template: parameters.text_template.clone(),
+        class_embeddings: None,
+        adapter: None,
+    };
+    let encoder = Encoder::load(&base, device::select(context.compute)?)?;
+    if let Some(adapter) = &adapter {
+        if adapter.input_channels() != encoder.dim() {
+            return Err(Error::package(format!(
+                "input adapter: it takes embeddings of length {}, the model makes {}; train it on this model's embeddings",
+                adapter.input_channels(),
+                encoder.dim()
+            )));
+        }
+        adapter.write(&context.folder("checkpoints/adapter")?)?;
+        classifier.kind = ClassifierKind::Adapter;
+        classifier.adapter = Some("adapter/adapter.safetensors".to_owned());
+    } else {
+        let embeddings = encoder.class_embeddings(&labels, &parameters.text_template)?;
+        let shape = [labels.len() as i64, encoder.dim() as i64];
+        let tensor = Tensor::f_from_slice(&embeddings).and_then(|t| t.f_view(shape)).map_err(crate::model::engine)?;
+        let path = classifier_folder.join("class_embeddings.safetensors");
+        write_tensors(&path, std::iter::once(("class_embeddings", &tensor)))?;
+        classifier.class_embeddings = Some("classifier/class_embeddings.safetensors".to_owned());
+    }
+
+    let mut config = base.config.clone();
+    config.task = Task::Classification;
+    config.classifier = Some(classifier);
+    config.provenance = json!({
+        "code_version": crate::CODE_VERSION,
+        "embedding_model": context.input("mlflow_model_path")?.reference,
+        "embedding_model_provenance": base.config.provenance,
+        "label_file": context.input("label_file")?.reference,
+        "adapter": context.inputs.get("adapter").map(|i| i.reference.clone()),
+    });
+    let kind = if adapter.is_some() { "adapter" } else { "zero-shot" };
+    let references = context.inputs.iter().map(|(name, input)| (name.clone(), input.reference.clone()));
+    let spec = PackageSpec {
+        checkpoints: &checkpoints,
+        config,
+        metadata: models::metadata(Task::Classification),
+        card: ModelCard {
+            title: format!("MedImageInsight {kind} classifier"),
+            base_model: context.input("mlflow_model_path")?.reference.clone(),
+            datasets: references.filter(|(name, _)| name != "mlflow_model_path").collect(),
+            created: models::fixed_time(),
+            ..ModelCard::default()
+        },
+        example_image: models::example_image()?,
+    };
+    let package = context.scratch.join("package");
+    write_package(&spec, &package)?;
+    let mut produced = Produced { metrics: json!({ "classes": labels.len(), "kind": kind }), ..Produced::default() };
+    produced.outputs.insert(
+        "classification_mlflow_model".to_owned(),
+        Artifact {
+            kind: AssetKind::Model,
+            files: package_files(&package)?,
+            description: format!("{kind} classifier of {} classes", labels.len()),
+            metadata: json!({ "task": "classification", "classifier": kind, "classes": labels.len() }),
+        },
+    );
+    Ok(produced)
+}
+
+fn read_adapter(folder: &Path, labels: &Labels, parameters: &AssembleParameters) -> Result<Adapter> {
+    let adapter = Adapter::read(folder, Device::Cpu)?;
+    let mismatch = |what: &str, asked: usize, has: usize| {
+        Error::config(format!("parameters.{what}: {asked}, but the adapter was trained with {has}; leave it out"))
+    };
+    if adapter.classes() != labels.len() {
+        return Err(Error::data(format!(
+            "input label_file: it has {} labels, the adapter tells {} classes apart; give the labels it was trained with",
+            labels.len(),
+            adapter.classes()
+        )));
+    }
+    match (parameters.hidden_dimensions, parameters.input_channels) {
+        (Some(h), _) if h != adapter.hidden_dimensions() => Err(mismatch("hidden_dimensions", h, adapter.hidden_dimensions())),
+        (_, Some(c)) if c != adapter.input_channels() => Err(mismatch("input_channels", c, adapter.input_channels())),
+        _ => Ok(adapter),
+    }
+}

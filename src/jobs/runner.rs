@@ -1,0 +1,303 @@
+//! Runs a job: steps in dependency order, each once for the same inputs, configuration and code.
+//!
+//! Guarantees:
+//! - A step whose fingerprint (kind, parameters, content of its inputs, names of its outputs, code version) was finished
+//!   before is not run again: its versions are reused. So a run that failed or was killed goes on where it stopped.
+//! - Outputs become visible one version at a time, each whole, and only after the step has succeeded.
+//! - Everything that can be checked without running a step is checked before the first one runs.
+//! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
+
+use super::inputs::{self, ResolvedInput};
+use super::scratch::Scratch;
+use super::{Produced, StepContext, execute};
+use crate::CODE_VERSION;
+use crate::config::job::{Job, Step, Work, dependencies, order};
+use crate::config::kinds::Kind;
+use crate::error::{Context, Error, Result};
+use crate::registry::{
+    CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, StepCache, StepRecord,
+    StepStatus, Version, get, new_run_id, publish,
+};
+use crate::storage::{Store, sha256_hex};
+use crate::telemetry::duration;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// How a job is run.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Run every step, also those that were finished before.
+    pub rerun: bool,
+    /// Where scratch folders are made; the system's temporary folder when left out.
+    pub work_folder: Option<PathBuf>,
+}
+
+/// What a dry run says of one step.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Plan {
+    /// The step's name.
+    pub step: String,
+    /// Its kind.
+    pub kind: String,
+    /// `unchanged`, `run`, or `unknown` while steps before it have not run.
+    pub action: String,
+    /// The names its outputs get.
+    pub outputs: BTreeMap<String, String>,
+}
+
+type Made = BTreeMap<String, BTreeMap<String, Version>>;
+
+/// Says what a run would do, without running anything.
+///
+/// # Errors
+/// Those of [`run`] that can be known beforehand.
+pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
+    let steps = job.steps();
+    let mut made: Made = BTreeMap::new();
+    let mut plans = Vec::new();
+    for (_, step) in &steps {
+        inputs::check(store, job, step)?;
+    }
+    for index in run_order(job)? {
+        let (name, step) = &steps[index];
+        let ready = dependencies(step).all(|d| made.contains_key(d));
+        let action = if ready {
+            let resolved = inputs::resolve(store, job, step, &made).context(|| format!("step {name}"))?;
+            let fingerprint = fingerprint(job, name, step, &resolved);
+            match finished(store, &fingerprint)? {
+                Some((_, outputs)) => {
+                    made.insert(name.clone(), outputs);
+                    "unchanged"
+                }
+                None => "run",
+            }
+        } else {
+            "unknown"
+        };
+        let outputs = step.kind.outputs().iter().map(|p| (p.name.to_owned(), job.output_name(name, step, p.name)));
+        let (kind, action) = (step.kind.name().to_owned(), action.to_owned());
+        plans.push(Plan { step: name.clone(), kind, action, outputs: outputs.collect() });
+    }
+    Ok(plans)
+}
+
+/// Runs a job to its end; the returned record is also in the store, whatever happens.
+///
+/// # Errors
+/// The first failing step's error, with the step's name; the record says the same. With `continue_on_step_failure` the
+/// steps that do not depend on it have run.
+pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result<()>) {
+    let run_id = new_run_id(&job.name);
+    let config = serde_json::to_value(job).unwrap_or(Value::Null);
+    let mut record = RunRecord::start(&run_id, &job.name, job.kind().name(), config);
+    let started = Instant::now();
+    tracing::info!(run = %run_id, store = %store.uri(), job = %job.name, "run started");
+    let mut runner = Runner { store, job, options, record: &mut record, made: BTreeMap::new() };
+    let outcome = runner.all();
+    record.finish(started.elapsed(), outcome.as_ref().err());
+    let saved = record.save(store);
+    (record, outcome.and(saved))
+}
+
+struct Runner<'a> {
+    store: &'a Store,
+    job: &'a Job,
+    options: &'a RunOptions,
+    record: &'a mut RunRecord,
+    made: Made,
+}
+
+impl Runner<'_> {
+    fn all(&mut self) -> Result<()> {
+        for (_, step) in &self.job.steps() {
+            inputs::check(self.store, self.job, step)?;
+        }
+        self.record.save(self.store)?;
+        let root = self.options.work_folder.clone().unwrap_or_else(|| std::env::temp_dir().join("medtune"));
+        let scratch = Scratch::create(&root, &self.record.run_id)?;
+        let keep_going = matches!(&self.job.work, Work::Pipeline { continue_on_step_failure: true, .. });
+        let steps = self.job.steps();
+        let mut first_error: Option<Error> = None;
+        for index in run_order(self.job)? {
+            let (name, step) = &steps[index];
+            let blocked = dependencies(step).any(|d| !self.made.contains_key(d));
+            if blocked || (first_error.is_some() && !keep_going) {
+                let mut skipped = StepRecord::start(name, step.kind.name(), "");
+                skipped.status = StepStatus::Skipped;
+                self.record.steps.push(skipped);
+                continue;
+            }
+            if let Err(error) = self.one(name, step, &scratch) {
+                let error = if steps.len() > 1 { error.context(format!("step {name}")) } else { error };
+                tracing::error!(step = %name, "{error}");
+                first_error.get_or_insert(error);
+            }
+        }
+        match first_error {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn one(&mut self, name: &str, step: &Step, scratch: &Scratch) -> Result<()> {
+        let started = Instant::now();
+        let mut record = StepRecord::start(name, step.kind.name(), "");
+        let result = self.step(name, step, scratch, &mut record);
+        record.duration_s = started.elapsed().as_secs_f64();
+        scratch.clear(name);
+        match &result {
+            Err(error) => {
+                record.status = StepStatus::Failed;
+                record.error = Some(ErrorRecord::from(error));
+            }
+            Ok(summary) => {
+                let unchanged = record.status == StepStatus::Unchanged;
+                let what = if unchanged { "unchanged, not run again" } else { "finished" };
+                tracing::info!(step = %name, took = %duration(started.elapsed()), "{what}");
+                if let Some(text) = summary {
+                    tracing::debug!("{text}");
+                }
+            }
+        }
+        if let Some(metrics) = self.metrics_map()
+            && !record.metrics.is_null()
+        {
+            metrics.insert(name.to_owned(), record.metrics.clone());
+        }
+        for (output, made) in &record.outputs {
+            let key = if self.record.kind == Kind::Pipeline.name() { format!("{name}.{output}") } else { output.clone() };
+            self.record.outputs.insert(key, made.clone());
+        }
+        self.record.steps.push(record);
+        let saved = self.record.save(self.store);
+        result.and(saved)
+    }
+
+    fn metrics_map(&mut self) -> Option<&mut serde_json::Map<String, Value>> {
+        if self.record.metrics.is_null() {
+            self.record.metrics = json!({});
+        }
+        self.record.metrics.as_object_mut()
+    }
+
+    fn step(&mut self, name: &str, step: &Step, scratch: &Scratch, record: &mut StepRecord) -> Result<Option<String>> {
+        let inputs = inputs::resolve(self.store, self.job, step, &self.made)?;
+        record.inputs = inputs.iter().map(|(n, i)| (n.clone(), i.record(self.store))).collect();
+        for (input, resolved) in &inputs {
+            let external = matches!(step.inputs.get(input), Some(crate::config::job::InputSource::External(_)));
+            if external {
+                let key = if self.record.kind == Kind::Pipeline.name() { format!("{name}.{input}") } else { input.clone() };
+                self.record.inputs.insert(key, resolved.record(self.store));
+            }
+        }
+        let fingerprint = fingerprint(self.job, name, step, &inputs);
+        record.fingerprint.clone_from(&fingerprint);
+        if !self.options.rerun
+            && let Some((cached, outputs)) = finished(self.store, &fingerprint)?
+        {
+            record.status = StepStatus::Unchanged;
+            record.metrics = cached.metrics;
+            self.keep(name, outputs, record);
+            return Ok(None);
+        }
+        tracing::info!(step = %name, kind = %step.kind, "started");
+        let folder = scratch.step(name)?;
+        let context = StepContext { inputs: &inputs, scratch: &folder, compute: &self.job.compute };
+        let produced = execute(&context, &step.parameters)?;
+        let lineage = Lineage {
+            run_id: self.record.run_id.clone(),
+            step: Some(name.to_owned()),
+            code_version: CODE_VERSION.to_owned(),
+            inputs: inputs.iter().map(|(n, i)| (n.clone(), format!("{} sha256:{}", i.reference, i.digest))).collect(),
+        };
+        let summary = produced.summary.clone();
+        record.metrics = produced.metrics.clone();
+        let outputs = self.publish(name, step, produced, (&fingerprint, lineage))?;
+        let references = outputs.iter().map(|(n, v)| (n.clone(), v.reference())).collect();
+        let cached = CachedStep::new(&fingerprint, &self.record.run_id, references, record.metrics.clone());
+        StepCache::put(self.store, &cached)?;
+        record.status = StepStatus::Succeeded;
+        self.keep(name, outputs, record);
+        Ok(summary)
+    }
+
+    fn keep(&mut self, name: &str, outputs: BTreeMap<String, Version>, record: &mut StepRecord) {
+        record.outputs = outputs.iter().map(|(n, v)| (n.clone(), output_record(self.store, v))).collect();
+        self.made.insert(name.to_owned(), outputs);
+    }
+
+    fn publish(
+        &self,
+        name: &str,
+        step: &Step,
+        produced: Produced,
+        (fingerprint, lineage): (&str, Lineage),
+    ) -> Result<BTreeMap<String, Version>> {
+        let mut outputs = BTreeMap::new();
+        let missing = step.kind.outputs().iter().find(|p| !produced.outputs.contains_key(p.name));
+        if let Some(port) = missing {
+            return Err(Error::internal(format!("{} made no output '{}'", step.kind, port.name)));
+        }
+        // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
+        let owner = if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
+        for (output, artifact) in produced.outputs {
+            let spec = step.outputs.get(&output).cloned().unwrap_or_default();
+            let new = NewVersion {
+                kind: artifact.kind,
+                name: self.job.output_name(name, step, &output),
+                description: if spec.description.is_empty() { artifact.description } else { spec.description },
+                tags: spec.tags,
+                files: artifact.files,
+                owner: format!("{owner}/{output}"),
+                lineage: lineage.clone(),
+                metadata: artifact.metadata,
+            };
+            let version = publish(self.store, new)?;
+            tracing::info!(step = %name, output = %output, version = %version.reference(), "registered");
+            outputs.insert(output, version);
+        }
+        Ok(outputs)
+    }
+}
+
+fn run_order(job: &Job) -> Result<Vec<usize>> {
+    match &job.work {
+        Work::Step(_) => Ok(vec![0]),
+        Work::Pipeline { steps, .. } => order(steps),
+    }
+}
+
+fn output_record(store: &Store, version: &Version) -> OutputRecord {
+    OutputRecord { reference: Some(version.reference()), uri: version.uri(store), digest: version.digest.clone() }
+}
+
+/// SHA-256 over everything that decides what a step makes and under which names.
+fn fingerprint(job: &Job, name: &str, step: &Step, inputs: &BTreeMap<String, ResolvedInput>) -> String {
+    let inputs: BTreeMap<&String, &String> = inputs.iter().map(|(n, i)| (n, &i.digest)).collect();
+    let outputs: BTreeMap<&str, Value> = step
+        .kind
+        .outputs()
+        .iter()
+        .map(|p| (p.name, json!([job.output_name(name, step, p.name), step.outputs.get(p.name)])))
+        .collect();
+    let parts = json!({
+        "code": CODE_VERSION,
+        "kind": step.kind.name(),
+        "parameters": step.parameters,
+        "inputs": inputs,
+        "outputs": outputs,
+    });
+    sha256_hex(parts.to_string().as_bytes())
+}
+
+/// A finished step of that fingerprint whose versions are all still there.
+fn finished(store: &Store, fingerprint: &str) -> Result<Option<(CachedStep, BTreeMap<String, Version>)>> {
+    let Some(cached) = StepCache::get(store, fingerprint)? else { return Ok(None) };
+    let mut outputs = BTreeMap::new();
+    for (name, reference) in &cached.outputs {
+        outputs.insert(name.clone(), get(store, &Reference::parse(reference, None)?)?);
+    }
+    Ok(Some((cached, outputs)))
+}
