@@ -8,12 +8,22 @@ import base64
 import io
 import json
 import pathlib
+import struct
+import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 rng = np.random.default_rng(0)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def png_text(key, value):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(key, value)
+    return info
 
 
 def text(data):
@@ -38,8 +48,20 @@ def file(image, kind, **options):
     return buffer.getvalue()
 
 
+def png(width, height, depth, color):
+    """A PNG of random samples of a bit depth that Pillow does not write. Colour types: 0 grey, 2 RGB, 4 grey with alpha."""
+    row = (width * depth * {0: 1, 2: 3, 4: 2}[color] + 7) // 8
+    rows = b"".join(b"\0" + rng.integers(0, 256, row).astype(np.uint8).tobytes() for _ in range(height))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in [*chunks, (b"IEND", b"")])
+
+
 def upright(data):
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow has no scaled conversion
+        image = Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def resize(image, size, box=None):
@@ -90,6 +112,16 @@ def decode_cases():
         "bmp": file(image, "BMP"),
         "tiff": file(image, "TIFF"),
         "tiff lzw grey": file(image.convert("L"), "TIFF", compression="tiff_lzw"),
+        "tiff orientation 6": file(image, "TIFF", tiffinfo={0x0112: 6}),
+        "png grey 2 bit": png(13, 7, 2, 0),
+        "png grey 4 bit": png(13, 7, 4, 0),
+        "png grey 16 bit": png(13, 7, 16, 0),
+        "png rgb 16 bit": png(13, 7, 16, 2),
+        "png grey with alpha 16 bit": png(13, 7, 16, 4),
+        "png transparent colour": file(image, "PNG", transparency=image.getpixel((3, 3))),
+        "png transparent palette": file(image.quantize(16), "PNG", transparency=2),
+        "jpeg orientation in xmp": file(image, "JPEG", quality=80, xmp=XMP),
+        "png orientation in xmp": file(image, "PNG", pnginfo=png_text("XML:com.adobe.xmp", XMP.decode())),
         "webp lossless": file(image, "WEBP", lossless=True),
     }
     files |= {f"jpeg orientation {n}": file(image, "JPEG", quality=80, **exif(n)) for n in range(1, 9)}
