@@ -1,8 +1,9 @@
 //! Decoding of image files to 8-bit RGB.
 //!
-//! Guarantees: pixels of JPEG files, and of PNG, BMP, TIFF and WebP files in RGB or grey, are those that Pillow's
-//! `ImageOps.exif_transpose(image).convert("RGB")` gives; a truncated file is an error, never a half-grey image; the size
-//! in the header is checked before any memory is reserved.
+//! Guarantees: pixels of JPEG files, and of losslessly stored PNG, BMP, TIFF and WebP files in RGB or grey, are those that
+//! Pillow's `ImageOps.exif_transpose(image).convert("RGB")` gives (16-bit grey, which Pillow does not scale, is rounded
+//! to 8 bits); a truncated file is an error, never a half-grey image; the size in the header is checked before any memory
+//! is reserved.
 
 use std::io::Cursor;
 
@@ -107,8 +108,8 @@ impl std::fmt::Debug for RgbImage {
     }
 }
 
-/// Decodes a JPEG, PNG, TIFF, BMP or WebP file to RGB: EXIF orientation applied, alpha dropped, grey replicated, 16-bit
-/// values rounded to 8 bits.
+/// Decodes a JPEG, PNG, TIFF, BMP or WebP file to RGB: EXIF orientation applied, alpha dropped, grey replicated. 16-bit
+/// grey becomes `(v + 128) / 257`; of other 16-bit values the high byte is taken, as Pillow does.
 ///
 /// # Errors
 /// `Data`, without the image's name (the caller knows it): unknown format, truncated or damaged file, too many pixels,
@@ -122,10 +123,14 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if matches!(color, ColorType::Rgb32F | ColorType::Rgba32F) {
         return Err(Error::data("the image has floating-point pixels: convert it to 8 or 16 bits"));
     }
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    if orientation == Orientation::NoTransforms {
+        let xmp = decoder.xmp_metadata().ok().flatten();
+        orientation = xmp.and_then(|xmp| xmp_orientation(&xmp)).unwrap_or(orientation);
+    }
     let mut image = DynamicImage::from_decoder(decoder).map_err(failure)?;
     image.apply_orientation(orientation);
-    let image = image.into_rgb8();
+    let image = into_rgb8(image);
     let (width, height) = (image.width() as usize, image.height() as usize);
     RgbImage::new(width, height, image.into_raw())
 }
@@ -172,6 +177,31 @@ fn open(bytes: &[u8]) -> Result<impl ImageDecoder> {
     let (width, height) = decoder.dimensions();
     check_pixels(width as usize, height as usize)?;
     Ok(decoder)
+}
+
+fn into_rgb8(image: DynamicImage) -> image::RgbImage {
+    let high = |value: u16| (value >> 8) as u8;
+    match image {
+        DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_) => {
+            let image = image.into_rgb16();
+            image::RgbImage::from_fn(image.width(), image.height(), |x, y| {
+                image::Rgb(image.get_pixel(x, y).0.map(high))
+            })
+        }
+        DynamicImage::ImageLumaA16(image) => image::RgbImage::from_fn(image.width(), image.height(), |x, y| {
+            image::Rgb([high(image.get_pixel(x, y).0[0]); 3])
+        }),
+        other => other.into_rgb8(),
+    }
+}
+
+/// The orientation that XMP metadata name, as attribute or as element.
+pub(super) fn xmp_orientation(xmp: &[u8]) -> Option<Orientation> {
+    const NAME: &[u8] = b"tiff:Orientation";
+    let after = xmp.windows(NAME.len()).position(|w| w == NAME)? + NAME.len();
+    let rest = &xmp[after..];
+    let digit = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?.first()?;
+    Orientation::from_exif(digit.checked_sub(b'0')?)
 }
 
 fn failure(error: image::ImageError) -> Error {

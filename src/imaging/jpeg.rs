@@ -4,7 +4,7 @@
 use image::metadata::Orientation;
 use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp};
 
-use super::decode::{RgbImage, check_pixels};
+use super::decode::{RgbImage, check_pixels, xmp_orientation};
 use crate::error::{Error, Result};
 
 /// No sane progressive file has this many scans; a crafted one makes decoding take minutes.
@@ -88,11 +88,12 @@ fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
 /// What stands before the first scan: the EXIF block, if any, and where the scan's data begins.
 struct Prologue<'a> {
     exif: Option<&'a [u8]>,
+    xmp: Option<&'a [u8]>,
     scan: Option<usize>,
 }
 
 fn prologue(bytes: &[u8]) -> Prologue<'_> {
-    let mut found = Prologue { exif: None, scan: None };
+    let mut found = Prologue { exif: None, xmp: None, scan: None };
     let mut at = 2;
     while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
         if marker == 0xff {
@@ -110,8 +111,9 @@ fn prologue(bytes: &[u8]) -> Prologue<'_> {
         }
         let end = at + 2 + length;
         let Some(body) = bytes.get(at + 4..end) else { break };
-        if marker == 0xe1 && found.exif.is_none() {
-            found.exif = body.strip_prefix(b"Exif\0\0");
+        if marker == 0xe1 {
+            found.exif = found.exif.or_else(|| body.strip_prefix(b"Exif\0\0"));
+            found.xmp = found.xmp.or_else(|| body.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0"));
         }
         at = end;
         if marker == 0xda {
@@ -122,10 +124,11 @@ fn prologue(bytes: &[u8]) -> Prologue<'_> {
     found
 }
 
-/// The EXIF orientation; files without one, or with a damaged block, are upright.
+/// The orientation of the EXIF block, else of the XMP block; files without one, or with damaged blocks, are upright.
 pub(super) fn orientation(bytes: &[u8]) -> Orientation {
-    let exif = prologue(bytes).exif;
-    exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
+    let Prologue { exif, xmp, .. } = prologue(bytes);
+    let orientation = exif.and_then(Orientation::from_exif_chunk).or_else(|| xmp.and_then(xmp_orientation));
+    orientation.unwrap_or(Orientation::NoTransforms)
 }
 
 /// Fails when the file has no end marker after its first scan: a truncated file, found without decoding it. (Inside

@@ -3,6 +3,11 @@
 //! Like Pillow: a kernel with a = -0.5 that widens when shrinking, weights normalised in f64 and then rounded to 22-bit
 //! fixed point, a horizontal pass over the needed rows only, rounded to bytes, then a vertical pass; a pass that changes
 //! nothing is skipped.
+//!
+//! The order of the passes is that of Pillow up to version 12, always. Version 13 begins with the vertical pass when the
+//! height shrinks by more pixels than twice the width does, and so gives other bytes for tall images. Python code that
+//! must agree with this module under every version resizes one axis at a time: first to (width, old height), then to
+//! (width, height).
 
 use std::borrow::Cow;
 
