@@ -1,1 +1,6 @@
 //! Loss, optimizer, schedule, the loop.
+
+pub mod ema;
+pub mod loss;
+pub mod optimizer;
+pub mod schedule;
