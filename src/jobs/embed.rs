@@ -53,7 +53,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     let waited = encode_all(&images, &encoder, parameters.batch_size, &mut writer)?;
     let manifest = writer.finish()?;
     let metadata = serde_json::to_value(&manifest).unwrap_or_default();
-    let mut produced = Produced { metrics: json!({ "rows": manifest.rows, "data_wait_share": waited }), ..Produced::default() };
+    let mut produced =
+        Produced { metrics: json!({ "rows": manifest.rows, "data_wait_share": waited }), ..Produced::default() };
     produced.outputs.insert(
         "embeddings".to_owned(),
         Artifact {
