@@ -24,6 +24,11 @@ unsafe extern "C" {
         max_norm: c_double,
         norm: *mut c_double,
     ) -> *mut c_char;
+    fn mt_scale(list: *const *const c_void, count: usize, factor: c_double) -> *mut c_char;
+    fn mt_zero(list: *const *const c_void, count: usize) -> *mut c_char;
+    fn mt_lerp(from: *const *const c_void, to: *const *const c_void, count: usize, weight: c_double) -> *mut c_char;
+    fn mt_autocast_enter(cuda: c_int, bfloat16: c_int, enabled: *mut c_int, was_bfloat16: *mut c_int) -> *mut c_char;
+    fn mt_autocast_exit(cuda: c_int, enabled: c_int, bfloat16: c_int);
     fn mt_tune_allocator();
     fn mt_load_cuda() -> c_int;
 }
@@ -70,7 +75,7 @@ pub struct AdamWGroup<'a> {
     pub exp_avgs: &'a [Tensor],
     /// Second moments, updated in place.
     pub exp_avg_sqs: &'a [Tensor],
-    /// Step counts as f32 scalars, already incremented for this step (a count of 0 would give NaN).
+    /// Step counts as f32 scalars on the parameters' device, incremented by the call.
     pub steps: &'a [Tensor],
 }
 
@@ -120,6 +125,78 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<f64, String> {
     // SAFETY: as above; `norm` outlives the call.
     check(unsafe { mt_clip_grad_norm(pointers.as_ptr(), pointers.len(), max_norm, &mut norm) })?;
     Ok(norm)
+}
+
+/// Multiplies every tensor by `factor`, in place and outside the graph.
+///
+/// # Errors
+/// The text of libtorch's error.
+pub fn scale(tensors: &[Tensor], factor: f64) -> Result<(), String> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let pointers = pointers(tensors);
+    // SAFETY: the pointers are to live at::Tensor objects, borrowed for the length of the call.
+    check(unsafe { mt_scale(pointers.as_ptr(), pointers.len(), factor) })
+}
+
+/// Sets every tensor to zero, in place and outside the graph.
+///
+/// # Errors
+/// The text of libtorch's error.
+pub fn zero(tensors: &[Tensor]) -> Result<(), String> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let pointers = pointers(tensors);
+    // SAFETY: as above.
+    check(unsafe { mt_zero(pointers.as_ptr(), pointers.len()) })
+}
+
+/// Moves every tensor of `from` towards its partner in `to`: `from += weight * (to - from)`, in place, outside the graph.
+///
+/// # Errors
+/// The text of libtorch's error, or lists of different lengths.
+pub fn lerp(from: &[Tensor], to: &[Tensor], weight: f64) -> Result<(), String> {
+    if from.len() != to.len() {
+        return Err(format!("lerp: {} tensors towards {}", from.len(), to.len()));
+    }
+    if from.is_empty() {
+        return Ok(());
+    }
+    let (f, t) = (pointers(from), pointers(to));
+    // SAFETY: as above; both lists have the same length.
+    check(unsafe { mt_lerp(f.as_ptr(), t.as_ptr(), f.len(), weight) })
+}
+
+/// Autocast of this thread, from [`Autocast::enter`] until it is dropped. Run the forward pass inside, the backward outside.
+#[derive(Debug)]
+pub struct Autocast {
+    cuda: bool,
+    enabled: c_int,
+    bfloat16: c_int,
+    // autocast is thread-local, so the guard must be dropped where it was made
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Autocast {
+    /// Turns autocast on for CUDA or CPU operations, in bfloat16 or else float16.
+    ///
+    /// # Errors
+    /// The text of libtorch's error.
+    pub fn enter(cuda: bool, bfloat16: bool) -> Result<Autocast, String> {
+        let (mut enabled, mut was) = (0, 0);
+        // SAFETY: both pointers outlive the call.
+        check(unsafe { mt_autocast_enter(cuda.into(), bfloat16.into(), &mut enabled, &mut was) })?;
+        Ok(Autocast { cuda, enabled, bfloat16: was, _thread: std::marker::PhantomData })
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: sets thread-local state of libtorch only.
+        unsafe { mt_autocast_exit(self.cuda.into(), self.enabled, self.bfloat16) }
+    }
 }
 
 /// Makes the C allocator keep large buffers between training steps (4-8 % on CPU).

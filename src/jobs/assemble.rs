@@ -33,14 +33,14 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
     };
     let encoder = Encoder::load(&base, device::select(context.compute)?)?;
     if let Some(adapter) = &adapter {
-        if adapter.input_channels() != encoder.dim() {
+        if adapter.config().input_channels as usize != encoder.dim() {
             return Err(Error::package(format!(
                 "input adapter: it takes embeddings of length {}, the model makes {}; train it on this model's embeddings",
-                adapter.input_channels(),
+                adapter.config().input_channels as usize,
                 encoder.dim()
             )));
         }
-        adapter.write(&context.folder("checkpoints/adapter")?)?;
+        adapter.save(&context.folder("checkpoints/adapter")?)?;
         classifier.kind = ClassifierKind::Adapter;
         classifier.adapter = Some("adapter/adapter.safetensors".to_owned());
     } else {
@@ -72,7 +72,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
             title: format!("MedImageInsight {kind} classifier"),
             base_model: context.input("mlflow_model_path")?.reference.clone(),
             datasets: references.filter(|(name, _)| name != "mlflow_model_path").collect(),
-            created: models::fixed_time(),
+            created: Some(context.begun),
             ..ModelCard::default()
         },
         example_image: models::example_image()?,
@@ -93,20 +93,20 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
 }
 
 fn read_adapter(folder: &Path, labels: &Labels, parameters: &AssembleParameters) -> Result<Adapter> {
-    let adapter = Adapter::read(folder, Device::Cpu)?;
+    let adapter = Adapter::load(folder, Device::Cpu)?;
     let mismatch = |what: &str, asked: usize, has: usize| {
         Error::config(format!("parameters.{what}: {asked}, but the adapter was trained with {has}; leave it out"))
     };
-    if adapter.classes() != labels.len() {
+    if adapter.config().classes as usize != labels.len() {
         return Err(Error::data(format!(
             "input label_file: it has {} labels, the adapter tells {} classes apart; give the labels it was trained with",
             labels.len(),
-            adapter.classes()
+            adapter.config().classes as usize
         )));
     }
     match (parameters.hidden_dimensions, parameters.input_channels) {
-        (Some(h), _) if h != adapter.hidden_dimensions() => Err(mismatch("hidden_dimensions", h, adapter.hidden_dimensions())),
-        (_, Some(c)) if c != adapter.input_channels() => Err(mismatch("input_channels", c, adapter.input_channels())),
+        (Some(h), _) if h != adapter.config().hidden_dimensions as usize => Err(mismatch("hidden_dimensions", h, adapter.config().hidden_dimensions as usize)),
+        (_, Some(c)) if c != adapter.config().input_channels as usize => Err(mismatch("input_channels", c, adapter.config().input_channels as usize)),
         _ => Ok(adapter),
     }
 }

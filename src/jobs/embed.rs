@@ -44,8 +44,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         dim: encoder.dim(),
         model_reference: model.reference.clone(),
         model_digest: package.encoder_digest(),
-        pixels: serde_json::to_value(encoder.pixels())
-            .map_err(|e| Error::internal("pixel settings are no JSON").with_source(e))?,
+        pixels: encoder.pixels().to_json()?,
         code_version: CODE_VERSION.to_owned(),
         image_tsv_sha256: context.input("image_tsv")?.digest.clone(),
     };

@@ -10,6 +10,7 @@ mod embed;
 mod evaluate;
 mod finetune;
 mod inputs;
+mod labelled;
 pub mod models;
 pub mod predict;
 mod prepare;
@@ -26,6 +27,7 @@ use crate::package::{Package, read_package};
 use crate::registry::AssetKind;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
 
 /// What a step works with.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct StepContext<'a> {
     pub scratch: &'a Path,
     /// Device and threads.
     pub compute: &'a Compute,
+    /// When this step was first begun: repeating it writes the same times.
+    pub begun: OffsetDateTime,
 }
 
 impl StepContext<'_> {

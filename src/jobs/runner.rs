@@ -8,6 +8,7 @@
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 
 use super::inputs::{self, ResolvedInput};
+use super::models::first_time;
 use super::scratch::Scratch;
 use super::{Produced, StepContext, execute};
 use crate::CODE_VERSION;
@@ -204,7 +205,7 @@ impl Runner<'_> {
         }
         tracing::info!(step = %name, kind = %step.kind, "started");
         let folder = scratch.step(name)?;
-        let context = StepContext { inputs: &inputs, scratch: &folder, compute: &self.job.compute };
+        let context = StepContext { inputs: &inputs, scratch: &folder, compute: &self.job.compute, begun: self.begun(&fingerprint)? };
         let produced = execute(&context, &step.parameters)?;
         let lineage = Lineage {
             run_id: self.record.run_id.clone(),
@@ -216,11 +217,22 @@ impl Runner<'_> {
         record.metrics = produced.metrics.clone();
         let outputs = self.publish(name, step, produced, (&fingerprint, lineage))?;
         let references = outputs.iter().map(|(n, v)| (n.clone(), v.reference())).collect();
-        let cached = CachedStep::new(&fingerprint, &self.record.run_id, references, record.metrics.clone());
+        let cached = CachedStep {
+            fingerprint,
+            run_id: self.record.run_id.clone(),
+            outputs: references,
+            metrics: record.metrics.clone(),
+        };
         StepCache::put(self.store, &cached)?;
         record.status = StepStatus::Succeeded;
         self.keep(name, outputs, record);
         Ok(summary)
+    }
+
+    /// A rerun has a time of its own; otherwise the step's first attempt decides.
+    fn begun(&self, fingerprint: &str) -> Result<time::OffsetDateTime> {
+        let identity = if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
+        first_time(self.store, &identity)
     }
 
     fn keep(&mut self, name: &str, outputs: BTreeMap<String, Version>, record: &mut StepRecord) {

@@ -3,6 +3,7 @@
 //! Guarantee: what is dropped depends only on (seed, epoch, sample, branch), not on batch size, order, threads or processes.
 
 use super::TchResult;
+use crate::imaging::SampleRng;
 use tch::{Device, Tensor};
 
 /// Which samples a training batch holds, so that each draws its own randomness.
@@ -36,19 +37,10 @@ impl DropPath {
     }
 }
 
-/// A uniform number in [0, 1) keyed by its arguments (SplitMix64's finaliser over their chain).
+/// A uniform number in [0, 1) keyed by its arguments; no other use draws from the same streams.
 fn unit(seed: u64, epoch: u64, sample: u64, branch: u64) -> f64 {
-    let mut state = seed ^ 0x6d65_6474_756e_65d0;
-    for key in [epoch, sample, branch] {
-        state = mix(state.wrapping_add(key).wrapping_add(0x9e37_79b9_7f4a_7c15));
-    }
-    (mix(state) >> 11) as f64 / (1u64 << 53) as f64
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    const DROP_PATH: u64 = 0x6472_6f70_7061_7468;
+    SampleRng::new(seed ^ DROP_PATH.rotate_left((branch % 64) as u32).wrapping_add(branch), epoch, sample).unit()
 }
 
 #[cfg(test)]

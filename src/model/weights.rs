@@ -8,6 +8,7 @@ use super::init::expected;
 use super::params::Params;
 use super::{TchResult, engine};
 use crate::error::{Error, Result};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -33,26 +34,44 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     // SAFETY: the map is read-only and private to this call; packages are immutable once published.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-    let tensors = SafeTensors::deserialize(&map).map_err(|e| {
-        let hint = if map.starts_with(b"PK") || map.starts_with(&[0x80]) { " (a pickled PyTorch file: save it as safetensors first)" } else { "" };
+    let tensors = parse(&map, path)?;
+    tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor_of(name, &view, path)?))).collect()
+}
+
+fn parse<'a>(map: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
+    SafeTensors::deserialize(map).map_err(|e| {
+        let pickled = map.starts_with(b"PK") || map.starts_with(&[0x80]);
+        let hint = if pickled { " (a pickled PyTorch file: save it as safetensors first)" } else { "" };
         Error::package(format!("'{}' is not a complete safetensors file{hint}", path.display())).with_source(e)
-    })?;
-    let mut out = BTreeMap::new();
-    for (name, view) in tensors.iter() {
-        let kind = match view.dtype() {
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => {
-                let text = format!("'{}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16", path.display());
-                return Err(Error::package(text));
-            }
-        };
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).and_then(|t| t.f_to_kind(Kind::Float));
-        out.insert(name.to_owned(), tensor.map_err(engine)?);
-    }
-    Ok(out)
+    })
+}
+
+/// A stored tensor as f32 on the CPU.
+fn tensor_of(name: &str, view: &TensorView<'_>, path: &Path) -> Result<Tensor> {
+    let kind = match view.dtype() {
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        other => {
+            let file = path.display();
+            return Err(Error::package(format!("'{file}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16")));
+        }
+    };
+    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+    Tensor::f_from_data_size(view.data(), &shape, kind).and_then(|t| t.f_to_kind(Kind::Float)).map_err(engine)
+}
+
+/// Reads one parameter by its present name.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] when the file is damaged or lacks it.
+pub fn read_tensor(path: &Path, name: &str) -> Result<Tensor> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    // SAFETY: the map is read-only and private to this call; packages are immutable once published.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+    let tensors = parse(&map, path)?;
+    let view = tensors.tensor(name).map_err(|e| Error::package(format!("'{}' lacks '{name}'", path.display())).with_source(e))?;
+    tensor_of(name, &view, path)
 }
 
 /// Reads a UniCL model's weights: older names translated, a positional embedding of another length resampled, and nothing
@@ -85,6 +104,20 @@ pub fn read(path: &Path, config: &ModelConfig) -> Result<Params> {
     }
     let file = path.display();
     Err(Error::package(format!("'{file}' does not fit the package's config.yaml: {}", faults.join("; "))))
+}
+
+/// How many rows a parameter has in a file, by its present name; `None` when it is not there. Reads the header only.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] for a file that is no safetensors.
+pub fn rows(path: &Path, name: &str) -> Result<Option<i64>> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    // SAFETY: the map is read-only and private to this call.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+    let (_, metadata) = SafeTensors::read_metadata(&map)
+        .map_err(|e| Error::package(format!("'{}' is not a complete safetensors file", path.display())).with_source(e))?;
+    let found = metadata.tensors().into_iter().find(|(n, _)| translate(n) == name);
+    Ok(found.and_then(|(_, info)| info.shape.first().map(|&n| n as i64)))
 }
 
 fn few(what: &str, list: &[String]) -> String {

@@ -59,6 +59,19 @@ impl Package {
         self.file(&self.config.tokenizer)
     }
 
+    /// SHA-256 over the weights and the model's sizes: equal exactly when two packages encode pixels alike, whatever else
+    /// they hold.
+    #[must_use]
+    pub fn encoder_digest(&self) -> String {
+        let parts = [self.config.weights.as_str(), MODEL_CONFIG_FILE].map(|file| format!("{CHECKPOINTS}/{file}"));
+        let mut hasher = Sha256::new();
+        for part in &parts {
+            let entry = self.manifest.files.iter().find(|f| &f.path == part);
+            hasher.update(entry.map_or("", |f| f.sha256.as_str()));
+        }
+        hex(&hasher.finalize())
+    }
+
     /// The label texts in class order; empty for embeddings.
     ///
     /// # Errors

@@ -1,0 +1,201 @@
+//! Finetune: the base package's model, trained on an institution's images, as a package of the same layout.
+
+use super::{Artifact, Produced, StepContext, models};
+use crate::config::parameters::FinetuneParameters;
+use crate::config::training::{self, Parsed, TrainingConfig};
+use crate::config::{apply_overrides, read_yaml};
+use crate::data::{ImageTextPairs, Labels};
+use crate::error::{Context, Error, Result};
+use crate::imaging::Augmentation;
+use crate::infer::{Encoder, check_vocabulary, device, model_config};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::weights;
+use crate::package::{ModelCard, Package, PackageSpec, package_files, write_package};
+use crate::registry::{AssetKind, folder_files};
+use crate::train::evaluation::Evaluation;
+use crate::train::loader::Loader;
+use crate::train::trainer::{BEST, Outcome, Training};
+use serde_json::json;
+use std::path::Path;
+
+/// The text that a label becomes in evaluation and serving.
+const SERVING_TEMPLATE: &str = "{}.";
+
+struct Sets {
+    labels: Labels,
+    train: ImageTextPairs,
+    validation: ImageTextPairs,
+    reference: Option<ImageTextPairs>,
+}
+
+pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) -> Result<Produced> {
+    let base = context.package("mlflow_model_path")?;
+    let config = training_config(context, parameters, &base)?;
+    let sets = read_sets(context, &config)?;
+
+    let device = device::select(context.compute)?;
+    let mut sizes = model_config(&base)?;
+    if let Some(rate) = config.drop_path_rate {
+        sizes.image.drop_path_rate = rate;
+    }
+    let mut params = weights::read(&base.weights(), &sizes)?.to_device(device)?;
+    let tokenizer = Tokenizer::load(&base.tokenizer())?;
+    check_vocabulary(&tokenizer, &sizes)?;
+    let pixels = base.config.pixels.clone();
+    let encoder = Encoder::over(&params, sizes, tokenizer, pixels.clone(), device)?;
+    let augmentation = Augmentation {
+        scale: config.crop_scale,
+        ratio: config.crop_ratio,
+        hflip: config.hflip,
+        vflip: config.vflip,
+        erase_probability: config.erase,
+    };
+    augmentation.validate().context(|| "the training configuration's AUG section")?;
+    let loader = Loader {
+        pairs: &sets.train,
+        pixels: &pixels,
+        augmentation: &augmentation,
+        prompts: &parameters.prompt_templates,
+        batch_size: config.batch_size,
+        batches: Training::steps_per_epoch(&config, sets.train.len()) * (config.batch_total / config.batch_size),
+        shuffle: config.shuffle,
+        seed: parameters.seed,
+    };
+    let evaluation = Evaluation {
+        validation: &sets.validation,
+        reference: sets.reference.as_ref().unwrap_or(&sets.train),
+        labels: &sets.labels,
+        text_template: SERVING_TEMPLATE,
+        zero_shot: config.eval_zero_shot,
+        knn: config.eval_knn,
+        batch_size: config.eval_batch_size,
+    };
+    let save_dir = context.folder("save_dir")?;
+    super::write_json(&save_dir.join("training.json"), &json!({ "training": config, "parameters": parameters }))?;
+    let training = Training {
+        config: &config,
+        params: &mut params,
+        encoder: &encoder,
+        loader: &loader,
+        evaluation: &evaluation,
+        device,
+        folder: &save_dir,
+    };
+    let outcome = training.run()?;
+    tracing::info!(step = outcome.best_step, metric = outcome.track_metric, value = outcome.best, "best weights chosen");
+    package(context, parameters, &base, (&save_dir, &outcome))
+}
+
+/// The training configuration with the job's replacements, checked against the base package.
+fn training_config(context: &StepContext<'_>, parameters: &FinetuneParameters, base: &Package) -> Result<TrainingConfig> {
+    let path = context.path("conf_files")?;
+    let origin = path.display().to_string();
+    let mut document = read_yaml(path)?;
+    for (key, value) in &parameters.training {
+        document = apply_overrides(document, &[format!("{key}={value}")])
+            .map_err(|e| e.with_kind(crate::ErrorKind::Config).context("parameters.training"))?;
+    }
+    let Parsed { config, model_keys, warnings } = training::parse(&document, &origin)?;
+    let base_yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
+    training::check_model_keys(&model_keys, &base_yaml, &origin)?;
+    for warning in warnings {
+        tracing::warn!("{origin}: {warning}");
+    }
+    Ok(config)
+}
+
+/// Reads and checks the TSVs, before any model is loaded.
+fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets> {
+    let labels = Labels::read(context.path("label_file")?)?;
+    let open = |images: &Path, texts: &Path| ImageTextPairs::open(images, texts, &labels);
+    let train = open(context.path("image_tsv")?, context.path("text_tsv")?)?;
+    let validation = open(context.path("eval_image_tsv")?, context.path("eval_text_tsv")?)?;
+    let reference = match (context.optional_path("eval_train_image_tsv"), context.optional_path("eval_train_text_tsv")) {
+        (Some(images), Some(texts)) => Some(open(images, texts)?),
+        (None, None) => None,
+        _ => return Err(Error::config("inputs: eval_train_image_tsv and eval_train_text_tsv belong together; give both or neither")),
+    };
+    train.require_every_class(&labels)?;
+    if train.len() < config.batch_total {
+        return Err(Error::config(format!(
+            "TRAIN.BATCH_SIZE_TOTAL: {} is more than the {} rows of '{}'",
+            config.batch_total,
+            train.len(),
+            train.image_path().display()
+        )));
+    }
+    for pairs in [Some(&train), Some(&validation), reference.as_ref()].into_iter().flatten() {
+        pairs.validate_images()?;
+    }
+    Ok(Sets { labels, train, validation, reference })
+}
+
+fn package(
+    context: &StepContext<'_>,
+    parameters: &FinetuneParameters,
+    base: &Package,
+    (save_dir, outcome): (&Path, &Outcome),
+) -> Result<Produced> {
+    let checkpoints = context.folder("checkpoints")?;
+    models::link_checkpoints(base, &checkpoints)?;
+    let weights_file = checkpoints.join(&base.config.weights);
+    // the link to the base's weights goes; the base itself is never written to
+    std::fs::remove_file(&weights_file).map_err(|e| Error::io("replace", &weights_file, e))?;
+    std::fs::copy(save_dir.join(BEST), &weights_file).map_err(|e| Error::io("write", &weights_file, e))?;
+    let references: Vec<(String, String)> =
+        context.inputs.iter().map(|(name, input)| (name.clone(), format!("{} sha256:{}", input.reference, input.digest))).collect();
+    let mut config = base.config.clone();
+    config.task = crate::package::Task::Embeddings;
+    config.classifier = None;
+    config.provenance = json!({
+        "code_version": crate::CODE_VERSION,
+        "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        "weights": "best",
+        "training": outcome,
+        "prompt_templates": parameters.prompt_templates,
+        "seed": parameters.seed,
+    });
+    let mut metadata = models::metadata(config.task);
+    metadata.insert("is_finetuned_model".to_owned(), json!(true));
+    let percent = |value: Option<f64>| value.map_or("not computed".to_owned(), |v| format!("{v:.4}"));
+    let spec = PackageSpec {
+        checkpoints: &checkpoints,
+        config,
+        metadata,
+        card: ModelCard {
+            title: "MedImageInsight, fine-tuned embedding model".to_owned(),
+            base_model: context.input("mlflow_model_path")?.reference.clone(),
+            datasets: references.into_iter().filter(|(name, _)| name != "mlflow_model_path").collect(),
+            metrics: format!(
+                "Validation accuracy of the last weights: zero-shot {}, kNN {}. These are the weights of step {}, chosen by {} = {:.4}.",
+                percent(outcome.last.zero_shot),
+                percent(outcome.last.knn),
+                outcome.best_step,
+                outcome.track_metric,
+                outcome.best
+            ),
+            created: Some(context.begun),
+            ..ModelCard::default()
+        },
+        example_image: models::example_image()?,
+    };
+    let folder = context.scratch.join("package");
+    write_package(&spec, &folder)?;
+    let metrics = serde_json::to_value(outcome).unwrap_or_default();
+    let mut produced = Produced { metrics: metrics.clone(), ..Produced::default() };
+    let artifact = |kind, files, description: &str| Artifact {
+        kind,
+        files,
+        description: description.to_owned(),
+        metadata: metrics.clone(),
+    };
+    produced.outputs.insert(
+        "mlflow_model_folder".to_owned(),
+        artifact(AssetKind::Model, package_files(&folder)?, "fine-tuned embedding model"),
+    );
+    produced.outputs.insert(
+        "save_dir".to_owned(),
+        artifact(AssetKind::Data, folder_files(save_dir)?, "best and last weights and the series of a training"),
+    );
+    Ok(produced)
+}

@@ -1,0 +1,44 @@
+//! Embeddings and the classes of their rows.
+
+use crate::data::embeddings::{self, Embeddings};
+use crate::data::{Labels, TsvReader, read_class_rows};
+use crate::error::{Context, Error, Result};
+use std::path::Path;
+
+/// The embeddings of a folder with the class of each row.
+#[derive(Debug)]
+pub(super) struct LabelledEmbeddings {
+    pub(super) embeddings: Embeddings,
+    pub(super) classes: Vec<usize>,
+}
+
+impl LabelledEmbeddings {
+    /// Reads both; the keys must be the same in the same order, and every class one of `labels`.
+    pub(super) fn read(folder: &Path, text_tsv: &Path, labels: &Labels) -> Result<LabelledEmbeddings> {
+        let embeddings = embeddings::read(folder).context(|| format!("embeddings '{}'", folder.display()))?;
+        let texts = TsvReader::open(text_tsv)?;
+        let rows = read_class_rows(&texts)?;
+        if rows.len() != embeddings.rows() {
+            return Err(Error::data(format!(
+                "'{}' has {} rows, '{}' has {}; give the texts of the images that were embedded",
+                text_tsv.display(),
+                rows.len(),
+                folder.display(),
+                embeddings.rows()
+            )));
+        }
+        let mut classes = Vec::with_capacity(rows.len());
+        for (index, (row, name)) in rows.iter().zip(&embeddings.names).enumerate() {
+            let key = texts.row(index)?.key;
+            if key != name {
+                return Err(texts.error(index, format!("key '{key}', but the embedding of that row is of '{name}'")));
+            }
+            if labels.get(row.class_id).is_none() {
+                let text = format!("key '{key}': class id {} is not in the {} labels", row.class_id, labels.len());
+                return Err(texts.error(index, text));
+            }
+            classes.push(row.class_id as usize);
+        }
+        Ok(LabelledEmbeddings { embeddings, classes })
+    }
+}

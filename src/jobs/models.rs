@@ -1,0 +1,298 @@
+//! Base model packages: made from a size configuration, or imported from the layouts that MedImageInsight comes in.
+
+use crate::CODE_VERSION;
+use crate::config::{build, parse_yaml, read_yaml};
+use crate::data::Labels;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::imaging::{PixelContract, RgbImage, encode_jpeg};
+use crate::infer::check_vocabulary;
+use crate::model::config::ModelConfig;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{init, weights};
+use crate::package::{
+    MODEL_CONFIG_FILE, ModelCard, Package, PackageConfig, PackageSpec, Task, package_files, verify_package,
+    write_package,
+};
+use crate::registry::{AssetKind, Lineage, NewVersion, Version, list_versions, publish};
+use crate::storage::{Created, Store, sha256_hex};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+const TOKENIZER: &str = "language_model/clip_tokenizer_4.16.2";
+const MAX_VOCABULARY: usize = 49_408;
+
+/// What `medtune model init` is asked for.
+#[derive(Debug, Clone)]
+pub struct InitRequest {
+    /// Name in the registry.
+    pub name: String,
+    /// YAML with the sizes, in the base model's format; `PIXELS` may hold the standardisation.
+    pub config: PathBuf,
+    /// Label texts that the tokenizer is trained on when there is no vocabulary.
+    pub label_texts: Option<PathBuf>,
+    /// Folder with `vocab.json` and `merges.txt`.
+    pub vocabulary: Option<PathBuf>,
+    /// Seed of the weights.
+    pub seed: u64,
+}
+
+/// Makes a package with random weights and registers it; the same request again finds the version that it made.
+/// The flag says whether something new was made.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for impossible sizes, [`ErrorKind::NotFound`] for missing files, and those of publishing.
+pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool)> {
+    let yaml = read_yaml(&request.config)?;
+    let origin = request.config.display().to_string();
+    let as_config = |e: Error| e.with_kind(ErrorKind::Config);
+    let mut config = ModelConfig::from_yaml(&yaml, &origin).map_err(as_config)?;
+    let texts = request.label_texts.as_ref().map(Labels::read).transpose()?;
+    let tokenizer = match (&request.vocabulary, &texts) {
+        (Some(folder), _) => Tokenizer::load(folder)?,
+        (None, Some(labels)) => Tokenizer::train(labels.texts(), MAX_VOCABULARY)?,
+        (None, None) => {
+            return Err(Error::usage("model init: give --vocabulary DIR with vocab.json and merges.txt, or --label-texts FILE"));
+        }
+    };
+    if yaml.get("LANG_ENCODER").and_then(|l| l.get("VOCAB_SIZE")).is_none() {
+        config.text.vocab_size = tokenizer.vocab_size() as i64;
+    }
+    check_vocabulary(&tokenizer, &config).map_err(as_config).context(|| &origin)?;
+    let pixels = pixel_contract(&yaml, &config, &origin)?;
+
+    let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
+    let checkpoints = scratch.path().join("checkpoints");
+    tokenizer.save(&make(&checkpoints.join(TOKENIZER))?)?;
+    let vocabulary = fs::read(checkpoints.join(TOKENIZER).join("tokenizer.json"))
+        .map_err(|e| Error::io("read", checkpoints.join(TOKENIZER), e))?;
+    let identity = json!({
+        "code": CODE_VERSION, "config": config.to_yaml(), "pixels": pixels, "seed": request.seed,
+        "tokenizer": sha256_hex(&vocabulary),
+    });
+    let owner = format!("init/{}", sha256_hex(identity.to_string().as_bytes()));
+    if let Some(existing) = list_versions(store, AssetKind::Model, &request.name)?.into_iter().find(|v| v.owner == owner) {
+        return Ok((existing, false));
+    }
+    let params = init::random(&config, request.seed)?;
+    write_config(&checkpoints, &config)?;
+    let weights_name = "vision_model/model.safetensors";
+    make(&checkpoints.join("vision_model"))?;
+    weights::write(&checkpoints.join(weights_name), &params)?;
+    let provenance = json!({ "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed });
+    let package = embedding_config(weights_name, pixels, provenance);
+    let card = ModelCard {
+        title: request.name.clone(),
+        base_model: "none: random weights, to be trained".to_owned(),
+        created: Some(first_time(store, &owner)?),
+        ..ModelCard::default()
+    };
+    let version = register(store, &scratch.path().join("package"), (&checkpoints, package, card), &request.name, owner)?;
+    tracing::info!(parameters = params.count(), "model initialised");
+    Ok((version, true))
+}
+
+/// Registers a model package that somebody else made: a medtune package as it is, or the published MedImageInsight package,
+/// or a folder with `config.yaml`, `vision_model/` and `language_model/`. Older parameter names are translated.
+///
+/// # Errors
+/// [`ErrorKind::Package`] naming what is missing or does not fit.
+pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version, bool)> {
+    if folder.join(crate::package::MANIFEST_FILE).is_file() {
+        verify_package(folder)?;
+        let package = crate::package::read_package(folder)?;
+        let owner = format!("import/{}", package.digest);
+        let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
+        return match existing {
+            Some(version) => Ok((version, false)),
+            None => Ok((publish_files(store, name, package_files(folder)?, owner, "imported package")?, true)),
+        };
+    }
+    let source = ["artifacts/checkpoints", "checkpoints", ""].iter().map(|p| folder.join(p)).find(|p| p.join(MODEL_CONFIG_FILE).is_file());
+    let source = source.ok_or_else(|| {
+        Error::package(format!("'{}' holds no {MODEL_CONFIG_FILE}, nor does its artifacts/checkpoints", folder.display()))
+    })?;
+    let yaml = read_yaml(&source.join(MODEL_CONFIG_FILE)).map_err(|e| e.with_kind(ErrorKind::Package))?;
+    let origin = source.join(MODEL_CONFIG_FILE).display().to_string();
+    let weights_file = only_file(&source.join("vision_model"))?;
+    let mut config = ModelConfig::from_yaml(&yaml, &origin)?;
+    let tokenizer = Tokenizer::load(&tokenizer_folder(&source.join("language_model"))?)?;
+    if let Some(rows) = weights::rows(&weights_file, "lang_encoder.token_embedding.weight")? {
+        config.text.vocab_size = rows;
+    }
+    check_vocabulary(&tokenizer, &config)?;
+    let params = weights::read(&weights_file, &config)?;
+
+    let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
+    let checkpoints = scratch.path().join("checkpoints");
+    tokenizer.save(&make(&checkpoints.join(TOKENIZER))?)?;
+    write_config(&checkpoints, &config)?;
+    make(&checkpoints.join("vision_model"))?;
+    let file_name = weights_file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let weights_name = format!("vision_model/{file_name}");
+    weights::write(&checkpoints.join(&weights_name), &params)?;
+    let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
+    let owner = format!("import/{}", sha256_hex(format!("{digest} {} {CODE_VERSION}", serde_json::to_string(&yaml).unwrap_or_default()).as_bytes()));
+    if let Some(existing) = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner) {
+        return Ok((existing, false));
+    }
+    let pixels = pixel_contract(&yaml, &config, &origin)?;
+    let package = embedding_config(&weights_name, pixels, json!({ "code_version": CODE_VERSION, "made_by": "medtune model import" }));
+    let card = ModelCard {
+        title: name.to_owned(),
+        base_model: "imported MedImageInsight weights".to_owned(),
+        created: Some(first_time(store, &owner)?),
+        ..ModelCard::default()
+    };
+    let version = register(store, &scratch.path().join("package"), (&checkpoints, package, card), name, owner)?;
+    Ok((version, true))
+}
+
+fn register(
+    store: &Store,
+    folder: &Path,
+    (checkpoints, config, card): (&Path, PackageConfig, ModelCard),
+    name: &str,
+    owner: String,
+) -> Result<Version> {
+    let spec = PackageSpec { checkpoints, config, metadata: metadata(Task::Embeddings), card, example_image: example_image()? };
+    write_package(&spec, folder)?;
+    publish_files(store, name, package_files(folder)?, owner, "embedding model")
+}
+
+fn publish_files(store: &Store, name: &str, files: Vec<(String, PathBuf)>, owner: String, description: &str) -> Result<Version> {
+    let lineage = Lineage { code_version: CODE_VERSION.to_owned(), ..Lineage::default() };
+    publish(
+        store,
+        NewVersion {
+            kind: AssetKind::Model,
+            name: name.to_owned(),
+            description: description.to_owned(),
+            tags: BTreeMap::new(),
+            files,
+            owner,
+            lineage,
+            metadata: json!({ "task": "embeddings" }),
+        },
+    )
+}
+
+/// The `medtune.json` of an embedding model.
+fn embedding_config(weights: &str, pixels: PixelContract, provenance: Value) -> PackageConfig {
+    PackageConfig {
+        format_version: crate::package::config::FORMAT_VERSION,
+        task: Task::Embeddings,
+        weights: weights.to_owned(),
+        tokenizer: format!("{TOKENIZER}/tokenizer.json"),
+        pixels,
+        classifier: None,
+        provenance,
+    }
+}
+
+/// The pixel path of a configuration: its image size and statistics, and the standardisation of `PIXELS` where given.
+fn pixel_contract(yaml: &serde_yaml_ng::Value, config: &ModelConfig, origin: &str) -> Result<PixelContract> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Standardisation {
+        image_standardization_jpeg_compression_ratio: u8,
+        image_standardization_image_size: u32,
+    }
+    let mut pixels = PixelContract {
+        image_size: config.image.image_size.map(|s| s as u32),
+        mean: config.image.mean.map(|v| v as f32),
+        std: config.image.std.map(|v| v as f32),
+        ..PixelContract::default()
+    };
+    if let Some(section) = yaml.get("PIXELS") {
+        let given: Standardisation = build(section.clone(), &format!("{origin}: PIXELS"))?;
+        pixels.jpeg_quality = given.image_standardization_jpeg_compression_ratio;
+        pixels.standard_size = given.image_standardization_image_size;
+    }
+    pixels.validate().context(|| origin.to_owned())?;
+    Ok(pixels)
+}
+
+fn write_config(checkpoints: &Path, config: &ModelConfig) -> Result<()> {
+    let text = serde_yaml_ng::to_string(&config.to_yaml()).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
+    parse_yaml(&text, MODEL_CONFIG_FILE)?;
+    let path = checkpoints.join(MODEL_CONFIG_FILE);
+    fs::write(&path, text).map_err(|e| Error::io("write", &path, e))
+}
+
+fn make(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    Ok(folder.to_owned())
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = fs::read_dir(folder).map_err(|e| Error::io("list", folder, e).with_kind(ErrorKind::Package))?;
+    let mut paths: Vec<PathBuf> = list.flatten().map(|e| e.path()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+fn only_file(folder: &Path) -> Result<PathBuf> {
+    let files: Vec<PathBuf> = entries(folder)?.into_iter().filter(|p| p.is_file()).collect();
+    match files.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => Err(Error::package(format!("'{}' must hold exactly one weights file, it holds {}", folder.display(), files.len()))),
+    }
+}
+
+fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
+    let has = |p: &PathBuf| p.join("vocab.json").is_file() && p.join("merges.txt").is_file();
+    let found = std::iter::once(folder.to_owned()).chain(entries(folder)?).find(has);
+    found.ok_or_else(|| Error::package(format!("'{}' holds no folder with vocab.json and merges.txt", folder.display())))
+}
+
+/// Links the checkpoints of a package into `target`, without what belongs to a classifier.
+pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
+    let source = base.checkpoints();
+    let mut open = vec![source.clone()];
+    while let Some(folder) = open.pop() {
+        for path in entries(&folder)? {
+            let relative = path.strip_prefix(&source).map_err(|_| Error::internal("a path left its folder"))?.to_owned();
+            if path.is_dir() {
+                if !matches!(relative.to_str(), Some("classifier" | "adapter")) {
+                    open.push(path);
+                }
+                continue;
+            }
+            let to = target.join(&relative);
+            make(to.parent().unwrap_or(target))?;
+            if fs::hard_link(&path, &to).is_err() {
+                fs::copy(&path, &to).map_err(|e| Error::io("write", &to, e))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What `MLmodel` says beside the task.
+pub(super) fn metadata(task: Task) -> BTreeMap<String, Value> {
+    let finetuned = task == Task::Classification;
+    BTreeMap::from([("is_finetuned_model".to_owned(), json!(finetuned)), ("code_version".to_owned(), json!(CODE_VERSION))])
+}
+
+/// A grey ramp for the input examples: published with every package, so never anybody's image.
+pub(super) fn example_image() -> Result<Vec<u8>> {
+    let side = 64;
+    let pixels = (0..side * side).flat_map(|i| [((i % side) * 4) as u8; 3]).collect();
+    encode_jpeg(&RgbImage::new(side, side, pixels)?, 90)
+}
+
+/// The time at which the work of that identity was first begun, so that repeating it writes the same bytes.
+pub(super) fn first_time(store: &Store, identity: &str) -> Result<OffsetDateTime> {
+    let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let text = now.format(&Rfc3339).map_err(|e| Error::internal("cannot format a time").with_source(e))?;
+    let key = format!("cache/begun/{}.txt", sha256_hex(identity.as_bytes()));
+    match store.create_exact(&key, text.into_bytes())? {
+        Created::Won => Ok(now),
+        Created::Lost(bytes) => OffsetDateTime::parse(&String::from_utf8_lossy(&bytes), &Rfc3339)
+            .map_err(|e| Error::data(format!("'{}' in the store is no time; delete it", store.uri_of(&key))).with_source(e)),
+    }
+}

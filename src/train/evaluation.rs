@@ -1,0 +1,120 @@
+//! Evaluation in training: zero-shot with the label texts, and kNN of validation against training images.
+
+use crate::data::{ImageTextPairs, Labels};
+use crate::error::{Context, Error, Result};
+use crate::evaluation::{Bank, Scores, knn_scores};
+use crate::infer::{Encoder, zero_shot_logits};
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// What is evaluated and how.
+#[derive(Debug)]
+pub struct Evaluation<'a> {
+    /// Validation set.
+    pub validation: &'a ImageTextPairs,
+    /// What kNN compares with.
+    pub reference: &'a ImageTextPairs,
+    /// The labels.
+    pub labels: &'a Labels,
+    /// The text that a label becomes, `{}` for the label.
+    pub text_template: &'a str,
+    /// Whether zero-shot accuracy is computed.
+    pub zero_shot: bool,
+    /// Neighbours of kNN, when computed.
+    pub knn: Option<usize>,
+    /// Images a forward pass.
+    pub batch_size: usize,
+}
+
+/// Accuracies on the validation set.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Accuracies {
+    /// By label text.
+    pub zero_shot: Option<f64>,
+    /// By the nearest training images.
+    pub knn: Option<f64>,
+}
+
+impl Accuracies {
+    /// The number that the best weights are chosen by, and its name.
+    #[must_use]
+    pub fn tracked(&self) -> (&'static str, f64) {
+        match (self.zero_shot, self.knn) {
+            (Some(value), _) => ("zero_shot_acc", value),
+            (None, Some(value)) => ("knn_acc", value),
+            (None, None) => ("none", 0.0),
+        }
+    }
+}
+
+impl Evaluation<'_> {
+    /// Encodes the sets as serving does and computes the accuracies.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Data`] naming the image that cannot be read; [`crate::ErrorKind::Engine`].
+    pub fn run(&self, encoder: &Encoder) -> Result<Accuracies> {
+        let images = encode(encoder, self.validation, self.batch_size)?;
+        let truth: Vec<usize> = classes(self.validation);
+        let (dim, count) = (encoder.dim(), self.labels.len());
+        let zero_shot = if self.zero_shot {
+            let texts = encoder.class_embeddings(self.labels, self.text_template)?;
+            let scores = Scores::softmax(&zero_shot_logits(&images, &texts, dim, encoder.logit_scale()?), count)?;
+            Some(accuracy(&scores, &truth))
+        } else {
+            None
+        };
+        let knn = match self.knn {
+            Some(k) => {
+                let reference = encode(encoder, self.reference, self.batch_size)?;
+                let (bank, queries) = (Bank::new(&reference, dim)?, Bank::new(&images, dim)?);
+                let scores = knn_scores(&bank, &classes(self.reference), &queries, count, k)?;
+                Some(accuracy(&scores, &truth))
+            }
+            None => None,
+        };
+        Ok(Accuracies { zero_shot, knn })
+    }
+}
+
+fn classes(pairs: &ImageTextPairs) -> Vec<usize> {
+    pairs.class_ids().into_iter().map(|c| c as usize).collect()
+}
+
+fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
+    let right = scores.argmax().iter().zip(truth).filter(|(a, b)| a == b).count();
+    right as f64 / truth.len().max(1) as f64
+}
+
+fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize) -> Result<Vec<f32>> {
+    let mut out = Vec::with_capacity(pairs.len() * encoder.dim());
+    for start in (0..pairs.len()).step_by(batch_size) {
+        let rows = start..(start + batch_size).min(pairs.len());
+        let images = rows
+            .map(|row| pairs.image(row).map(|(key, bytes)| (pairs.locate(row, &key), bytes)))
+            .collect::<Result<Vec<_>>>()?;
+        out.extend(encoder.encode_images(&images)?);
+    }
+    Ok(out)
+}
+
+/// Positions of the distinct texts, and for each row the position of its text: the text tower runs once a text.
+///
+/// # Errors
+/// [`crate::ErrorKind::Internal`] for an empty batch.
+pub(super) fn distinct(texts: &[String]) -> Result<(Vec<String>, Vec<i64>)> {
+    let mut known: HashMap<&str, i64> = HashMap::new();
+    let mut unique = Vec::new();
+    let mut rows = Vec::with_capacity(texts.len());
+    for text in texts {
+        let next = unique.len() as i64;
+        let at = *known.entry(text).or_insert(next);
+        if at == next {
+            unique.push(text.clone());
+        }
+        rows.push(at);
+    }
+    if unique.is_empty() {
+        return Err(Error::internal("a batch without texts")).context(|| "training");
+    }
+    Ok((unique, rows))
+}
