@@ -90,18 +90,23 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
 fn training_config(context: &StepContext<'_>, parameters: &FinetuneParameters, base: &Package) -> Result<TrainingConfig> {
     let path = context.path("conf_files")?;
     let origin = path.display().to_string();
-    let mut document = read_yaml(path)?;
-    for (key, value) in &parameters.training {
-        document = apply_overrides(document, &[format!("{key}={value}")])
-            .map_err(|e| e.with_kind(crate::ErrorKind::Config).context("parameters.training"))?;
-    }
-    let Parsed { config, model_keys, warnings } = training::parse(&document, &origin)?;
+    let Parsed { config, model_keys, warnings } = read_training(path, parameters)?;
     let base_yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
     training::check_model_keys(&model_keys, &base_yaml, &origin)?;
     for warning in warnings {
         tracing::warn!("{origin}: {warning}");
     }
     Ok(config)
+}
+
+/// The training configuration at `path` with the job's replacements.
+pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Result<Parsed> {
+    let mut document = read_yaml(path)?;
+    for (key, value) in &parameters.training {
+        document = apply_overrides(document, &[format!("{key}={value}")])
+            .map_err(|e| e.with_kind(crate::ErrorKind::Config).context("parameters.training"))?;
+    }
+    training::parse(&document, &path.display().to_string())
 }
 
 /// Reads and checks the TSVs, before any model is loaded.
