@@ -17,7 +17,9 @@
 //! | `train` | loss, optimizer, schedule, the loop |
 //! | `infer` | batched encoding of images and texts |
 //! | `jobs` | one file a job kind; pipelines compose them |
+//! | [`cli`] | the command line, over all of them |
 
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;

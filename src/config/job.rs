@@ -134,8 +134,6 @@ pub struct Job {
 pub(super) struct Header {
     /// Format version of job files; this program reads 1.
     pub(super) version: u64,
-    /// What the job does.
-    pub(super) kind: String,
     /// The job's name; the file's stem when left out.
     pub(super) name: Option<String>,
     /// What the job is for.
@@ -180,7 +178,9 @@ impl Job {
         let (mut header, mut rest) = (Mapping::new(), Mapping::new());
         for (key, value) in document {
             let name = key.as_str().unwrap_or_default().to_owned();
-            if HEADER.contains(&name.as_str()) {
+            if name == "kind" {
+                // read above: it decides which keys are known
+            } else if HEADER.contains(&name.as_str()) {
                 header.insert(key, value);
             } else if body.contains(&name.as_str()) {
                 rest.insert(key, value);

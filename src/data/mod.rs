@@ -1,7 +1,7 @@
 //! Image and text TSVs, class folders, labels, splits, embedding files.
 
-pub mod embeddings;
 pub mod constants;
+pub mod embeddings;
 pub mod folder;
 pub mod labels;
 pub mod pairs;

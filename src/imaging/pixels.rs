@@ -89,7 +89,8 @@ impl PixelContract {
     pub fn to_json(&self) -> Result<serde_json::Value> {
         // through text: a f32 made a JSON value directly shows the digits of its f64 neighbour
         let text = serde_json::to_string(self);
-        text.and_then(|t| serde_json::from_str(&t)).map_err(|e| Error::internal("pixel settings are no JSON").with_source(e))
+        text.and_then(|t| serde_json::from_str(&t))
+            .map_err(|e| Error::internal("pixel settings are no JSON").with_source(e))
     }
 
     /// Height of the model's input, in pixels.

@@ -29,7 +29,9 @@ pub fn select(compute: &Compute) -> Result<Device> {
     if word == "auto" {
         return Ok(Device::Cpu);
     }
-    Err(Error::engine(format!("compute.device: {word} asks for a GPU, and this machine shows {count}; use auto or cpu")))
+    Err(Error::engine(format!(
+        "compute.device: {word} asks for a GPU, and this machine shows {count}; use auto or cpu"
+    )))
 }
 
 /// The device's name in records.

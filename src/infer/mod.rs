@@ -93,7 +93,8 @@ impl Encoder {
             return Err(Error::internal(format!("{} pixel values for {count} images", pixels.len())));
         }
         let _guard = tch::no_grad_guard();
-        let input = Tensor::f_from_slice(pixels).and_then(|t| t.f_view(shape)?.f_to_device(self.device)).map_err(engine)?;
+        let input =
+            Tensor::f_from_slice(pixels).and_then(|t| t.f_view(shape)?.f_to_device(self.device)).map_err(engine)?;
         to_vec(&self.model.encode_image(&input, None)?).map_err(engine)
     }
 
@@ -103,11 +104,14 @@ impl Encoder {
     /// # Errors
     /// [`crate::ErrorKind::Data`] naming the first image that cannot be read; [`crate::ErrorKind::Engine`].
     pub fn encode_images(&self, images: &[(String, Vec<u8>)]) -> Result<Vec<f32>> {
-        let length = self.pixels.tensor_len();
+        // a tensor must not be shared between threads: only the contract goes to them
+        let contract = &self.pixels;
+        let length = contract.tensor_len();
         let mut pixels = vec![0f32; images.len() * length];
-        let first = pixels.par_chunks_mut(length).zip(images.par_iter()).find_map_first(|(out, (name, bytes))| {
-            self.pixels.load(bytes, out).context(|| name).err()
-        });
+        let first = pixels
+            .par_chunks_mut(length)
+            .zip(images.par_iter())
+            .find_map_first(|(out, (name, bytes))| contract.load(bytes, out).context(|| name).err());
         match first {
             Some(error) => Err(error),
             None => self.encode_pixels(&pixels, images.len()),
@@ -133,10 +137,15 @@ impl Encoder {
     /// # Errors
     /// [`crate::ErrorKind::Data`] for a text that cannot be encoded; [`crate::ErrorKind::Engine`].
     pub fn tokens(&self, texts: &[String]) -> Result<(Tensor, Tensor)> {
-        let tokens = self.tokenizer.encode(texts, self.config.text.context_length as usize)?;
-        let shape = [texts.len() as i64, tokens.length as i64];
-        let tensor = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape)?.f_to_device(self.device);
-        Ok((tensor(&tokens.ids).map_err(engine)?, tensor(&tokens.mask).map_err(engine)?))
+        let (ids, mask) = self.tokenizer.encode(texts, self.config.text.context_length)?;
+        self.trim(&ids, &mask).map_err(engine)
+    }
+
+    /// Cuts off the columns that are padding in every row: padding is masked and never pooled, so only time is saved.
+    fn trim(&self, ids: &Tensor, mask: &Tensor) -> TchResult<(Tensor, Tensor)> {
+        let longest = mask.f_sum_dim_intlist(&[1i64][..], false, Kind::Int64)?.f_max()?.f_int64_value(&[])?.max(1);
+        let cut = |t: &Tensor| t.f_narrow(1, 0, longest)?.f_to_device(self.device);
+        Ok((cut(ids)?, cut(mask)?))
     }
 
     /// One unit vector a label, [labels, dim]; `template` holds `{}` for the label.
@@ -164,7 +173,7 @@ pub fn model_config(package: &Package) -> Result<ModelConfig> {
 /// # Errors
 /// [`crate::ErrorKind::Package`].
 pub fn check_vocabulary(tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
-    let (have, need) = (config.text.vocab_size, tokenizer.vocab_size() as i64);
+    let (have, need) = (config.text.vocab_size, tokenizer.vocab_size());
     if need > have {
         return Err(Error::package(format!("the tokenizer has {need} tokens, the token embedding only {have} rows")));
     }

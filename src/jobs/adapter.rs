@@ -22,20 +22,27 @@ const WEIGHT_DECAY: f64 = 0.01;
 pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> Result<Produced> {
     let labels = Labels::read(context.path("label_file")?)?;
     let train = LabelledEmbeddings::read(context.path("train_embeddings")?, context.path("train_text_tsv")?, &labels)?;
-    let validation =
-        LabelledEmbeddings::read(context.path("validation_embeddings")?, context.path("validation_text_tsv")?, &labels)?;
+    let validation = LabelledEmbeddings::read(
+        context.path("validation_embeddings")?,
+        context.path("validation_text_tsv")?,
+        &labels,
+    )?;
     let names = ("train_embeddings", "validation_embeddings");
     train.embeddings.manifest.same_space(&validation.embeddings.manifest, names)?;
     let dim = train.embeddings.dim;
     if let Some(channels) = parameters.input_channels.filter(|c| *c != dim) {
-        return Err(Error::config(format!("parameters.input_channels: {channels}, but the embeddings have {dim}; leave it out")));
+        return Err(Error::config(format!(
+            "parameters.input_channels: {channels}, but the embeddings have {dim}; leave it out"
+        )));
     }
     let mut seen = vec![false; labels.len()];
     train.classes.iter().for_each(|&c| seen[c] = true);
     if let Some(class) = seen.iter().position(|s| !s) {
         let label = labels.get(class as u32).unwrap_or_default();
         let texts = context.path("train_text_tsv")?.display();
-        return Err(Error::data(format!("'{texts}' has no row of class {class} ('{label}'): add images or remove the label")));
+        return Err(Error::data(format!(
+            "'{texts}' has no row of class {class} ('{label}'): add images or remove the label"
+        )));
     }
 
     let device = device::select(context.compute)?;
@@ -47,9 +54,13 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> 
     let adapter = Adapter::init(config, parameters.seed, device)?;
     let folder = context.folder("adapter")?;
     let (curve, best) = train_adapter(&adapter, parameters, (&train, &validation), (&labels, device), &folder)?;
-    super::write_json(&folder.join("curve.json"), &json!({ "format_version": 1, "epochs": curve, "best_epoch": best.0 }))?;
+    super::write_json(
+        &folder.join("curve.json"),
+        &json!({ "format_version": 1, "epochs": curve, "best_epoch": best.0 }),
+    )?;
     let metric = if parameters.track_metric == TrackMetric::Acc { "acc" } else { "auc" };
-    let metrics = json!({ "best_epoch": best.0, "track_metric": metric, "best": best.1, "epochs": parameters.max_epochs });
+    let metrics =
+        json!({ "best_epoch": best.0, "track_metric": metric, "best": best.1, "epochs": parameters.max_epochs });
     let mut produced = Produced { metrics: metrics.clone(), ..Produced::default() };
     produced.outputs.insert(
         "adapter".to_owned(),
@@ -74,7 +85,8 @@ fn train_adapter(
     let settings = Settings { lr: parameters.learning_rate, weight_decay: WEIGHT_DECAY, ..Settings::default() };
     let mut optimizer = AdamW::new(&adapter.parameters(), settings, &Rules::default())?;
     let (rows, dim) = (train.embeddings.rows(), train.embeddings.dim as i64);
-    let features = Tensor::f_from_slice(&train.embeddings.features).and_then(|t| t.f_view([rows as i64, dim])?.f_to_device(device));
+    let features = Tensor::f_from_slice(&train.embeddings.features)
+        .and_then(|t| t.f_view([rows as i64, dim])?.f_to_device(device));
     let features = features.map_err(engine)?;
     let classes: Vec<i64> = train.classes.iter().map(|&c| c as i64).collect();
     let classes = Tensor::f_from_slice(&classes).and_then(|t| t.f_to_device(device)).map_err(engine)?;
@@ -97,7 +109,8 @@ fn train_adapter(
                 .f_cross_entropy_loss::<Tensor>(&y, None, tch::Reduction::Mean, -100, 0.0)
                 .and_then(|l| l.f_backward().map(|()| l))
                 .map_err(engine)?;
-            total += loss.f_to_kind(Kind::Double).and_then(|l| l.f_double_value(&[])).map_err(engine)? * batch.len() as f64;
+            total +=
+                loss.f_to_kind(Kind::Double).and_then(|l| l.f_double_value(&[])).map_err(engine)? * batch.len() as f64;
             optimizer.step(|base| base)?;
         }
         let loss = total / rows as f64;
@@ -105,15 +118,20 @@ fn train_adapter(
             return Err(Error::config(format!("the loss is {loss} in epoch {epoch}: lower parameters.learning_rate")));
         }
         let mut probabilities = Vec::with_capacity(validation.embeddings.rows() * labels.len());
-        for batch in validation.embeddings.features.chunks(parameters.validation_dataloader_batch_size.max(256) * dim as usize) {
+        for batch in
+            validation.embeddings.features.chunks(parameters.validation_dataloader_batch_size.max(256) * dim as usize)
+        {
             probabilities.extend(adapter.predict(batch)?);
         }
         let scores = Scores::from_f32(&probabilities, labels.len())?;
-        let report = evaluate_method(Method::Adapter, None, Labelled::new(&scores, &validation.classes)?, labels.texts())?;
+        let report =
+            evaluate_method(Method::Adapter, None, Labelled::new(&scores, &validation.classes)?, labels.texts())?;
         let value = match parameters.track_metric {
             TrackMetric::Acc => report.argmax.accuracy,
             TrackMetric::Auc => report.mauc.ok_or_else(|| {
-                Error::data("validation_text_tsv: the area under the ROC curve needs rows of two classes; track acc instead")
+                Error::data(
+                    "validation_text_tsv: the area under the ROC curve needs rows of two classes; track acc instead",
+                )
             })?,
         };
         curve.push(json!({ "epoch": epoch, "loss": loss, "acc": report.argmax.accuracy, "auc": report.mauc }));

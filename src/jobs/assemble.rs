@@ -7,9 +7,7 @@ use crate::error::{Error, Result};
 use crate::infer::{Encoder, device};
 use crate::model::adapter::Adapter;
 use crate::model::weights::write_tensors;
-use crate::package::{
-    ClassifierConfig, ClassifierKind, ModelCard, PackageSpec, Task, package_files, write_package,
-};
+use crate::package::{ClassifierConfig, ClassifierKind, ModelCard, PackageSpec, Task, package_files, write_package};
 use crate::registry::AssetKind;
 use serde_json::json;
 use std::path::Path;
@@ -18,7 +16,8 @@ use tch::{Device, Tensor};
 pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) -> Result<Produced> {
     let base = context.package("mlflow_model_path")?;
     let labels = Labels::read(context.path("label_file")?)?;
-    let adapter = context.optional_path("adapter").map(|folder| read_adapter(folder, &labels, parameters)).transpose()?;
+    let adapter =
+        context.optional_path("adapter").map(|folder| read_adapter(folder, &labels, parameters)).transpose()?;
 
     let checkpoints = context.folder("checkpoints")?;
     models::link_checkpoints(&base, &checkpoints)?;
@@ -105,8 +104,12 @@ fn read_adapter(folder: &Path, labels: &Labels, parameters: &AssembleParameters)
         )));
     }
     match (parameters.hidden_dimensions, parameters.input_channels) {
-        (Some(h), _) if h != adapter.config().hidden_dimensions as usize => Err(mismatch("hidden_dimensions", h, adapter.config().hidden_dimensions as usize)),
-        (_, Some(c)) if c != adapter.config().input_channels as usize => Err(mismatch("input_channels", c, adapter.config().input_channels as usize)),
+        (Some(h), _) if h != adapter.config().hidden_dimensions as usize => {
+            Err(mismatch("hidden_dimensions", h, adapter.config().hidden_dimensions as usize))
+        }
+        (_, Some(c)) if c != adapter.config().input_channels as usize => {
+            Err(mismatch("input_channels", c, adapter.config().input_channels as usize))
+        }
         _ => Ok(adapter),
     }
 }

@@ -3,8 +3,8 @@
 use super::{Artifact, Produced, StepContext};
 use crate::CODE_VERSION;
 use crate::config::parameters::EmbedParameters;
-use crate::data::{TsvReader, validate_images};
 use crate::data::embeddings::{self, EmbeddingsManifest, EmbeddingsWriter};
+use crate::data::{TsvReader, validate_images};
 use crate::error::{Context, Error, Result};
 use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
@@ -54,7 +54,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     let waited = encode_all(&images, &encoder, parameters.batch_size, &mut writer)?;
     let manifest = writer.finish()?;
     let metadata = serde_json::to_value(&manifest).unwrap_or_default();
-    let mut produced = Produced { metrics: json!({ "rows": manifest.rows, "data_wait_share": waited }), ..Produced::default() };
+    let mut produced =
+        Produced { metrics: json!({ "rows": manifest.rows, "data_wait_share": waited }), ..Produced::default() };
     produced.outputs.insert(
         "embeddings".to_owned(),
         Artifact {

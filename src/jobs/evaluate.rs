@@ -41,14 +41,22 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
             continue;
         }
         let package = context.package(input)?;
-        let classifier = load(&package, kind, &labels, &test.embeddings).map_err(|e| e.context(format!("input {input}")))?;
+        let classifier =
+            load(&package, kind, &labels, &test.embeddings).map_err(|e| e.context(format!("input {input}")))?;
         let method = if kind == ClassifierKind::ZeroShot { Method::ZeroShot } else { Method::Adapter };
-        reports.push(report(method, |e| Scores::from_f32(&classifier.scores(&e.features, e.dim)?, labels.len()), validation.as_ref(), &test, &labels)?);
+        reports.push(report(
+            method,
+            |e| Scores::from_f32(&classifier.scores(&e.features, e.dim)?, labels.len()),
+            validation.as_ref(),
+            &test,
+            &labels,
+        )?);
     }
     if let Some(train) = &train {
         let bank = Bank::new(&train.embeddings.features, train.embeddings.dim)?;
         let k = parameters.knn;
-        let score = |e: &Embeddings| knn_scores(&bank, &train.classes, &Bank::new(&e.features, e.dim)?, labels.len(), k);
+        let score =
+            |e: &Embeddings| knn_scores(&bank, &train.classes, &Bank::new(&e.features, e.dim)?, labels.len(), k);
         reports.push(report(Method::Knn { k }, score, validation.as_ref(), &test, &labels)?);
     }
     if reports.is_empty() {
@@ -81,7 +89,9 @@ fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddi
         return Err(Error::package(format!("'{}' is not a package of a {what} classifier", package.dir.display())));
     }
     if package.labels()? != labels.texts() {
-        return Err(Error::package("the package's labels are not those of label_file; evaluate with the labels it was made with"));
+        return Err(Error::package(
+            "the package's labels are not those of label_file; evaluate with the labels it was made with",
+        ));
     }
     let pixels: Option<PixelContract> = serde_json::from_value(test.manifest.pixels.clone()).ok();
     if package.encoder_digest() != test.manifest.model_digest || pixels.as_ref() != Some(&package.config.pixels) {
@@ -96,8 +106,11 @@ fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddi
 
 fn write(context: &StepContext<'_>, reports: &[MethodReport], labels: &Labels) -> Result<Produced> {
     let folder = context.folder("report")?;
-    let inputs: serde_json::Map<String, serde_json::Value> =
-        context.inputs.iter().map(|(n, i)| (n.clone(), json!({ "reference": i.reference, "sha256": i.digest }))).collect();
+    let inputs: serde_json::Map<String, serde_json::Value> = context
+        .inputs
+        .iter()
+        .map(|(n, i)| (n.clone(), json!({ "reference": i.reference, "sha256": i.digest })))
+        .collect();
     let document = json!({
         "format_version": 1, "code_version": crate::CODE_VERSION, "labels": labels.texts(), "inputs": inputs, "methods": reports,
     });
@@ -107,7 +120,7 @@ fn write(context: &StepContext<'_>, reports: &[MethodReport], labels: &Labels) -
         let path = folder.join(name);
         std::fs::write(&path, content).map_err(|e| Error::io("write", &path, e))?;
     }
-    let metrics = reports.iter().map(|r| (r.method.to_string(), headline(r))).collect::<serde_json::Map<_, _>>();
+    let metrics: Vec<serde_json::Value> = reports.iter().map(headline).collect();
     let mut produced = Produced { metrics: json!({ "methods": metrics }), summary: Some(text), ..Produced::default() };
     produced.outputs.insert(
         "report".to_owned(),
@@ -115,19 +128,16 @@ fn write(context: &StepContext<'_>, reports: &[MethodReport], labels: &Labels) -
             kind: AssetKind::Data,
             files: folder_files(&folder)?,
             description: "evaluation on the test split".to_owned(),
-            metadata: json!({ "methods": metrics_names(reports) }),
+            metadata: produced.metrics.clone(),
         },
     );
     Ok(produced)
 }
 
-fn metrics_names(reports: &[MethodReport]) -> Vec<String> {
-    reports.iter().map(|r| r.method.to_string()).collect()
-}
-
 /// The numbers of a method that a run record shows.
 fn headline(report: &MethodReport) -> serde_json::Value {
     json!({
+        "method": report.method.to_string(),
         "n": report.n,
         "accuracy": report.argmax.accuracy,
         "macro_f1": report.argmax.macro_average.f1,

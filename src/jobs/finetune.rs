@@ -82,12 +82,21 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         folder: &save_dir,
     };
     let outcome = training.run()?;
-    tracing::info!(step = outcome.best_step, metric = outcome.track_metric, value = outcome.best, "best weights chosen");
+    tracing::info!(
+        step = outcome.best_step,
+        metric = outcome.track_metric,
+        value = outcome.best,
+        "best weights chosen"
+    );
     package(context, parameters, &base, (&save_dir, &outcome))
 }
 
 /// The training configuration with the job's replacements, checked against the base package.
-fn training_config(context: &StepContext<'_>, parameters: &FinetuneParameters, base: &Package) -> Result<TrainingConfig> {
+fn training_config(
+    context: &StepContext<'_>,
+    parameters: &FinetuneParameters,
+    base: &Package,
+) -> Result<TrainingConfig> {
     let path = context.path("conf_files")?;
     let origin = path.display().to_string();
     let Parsed { config, model_keys, warnings } = read_training(path, parameters)?;
@@ -115,10 +124,15 @@ fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets>
     let open = |images: &Path, texts: &Path| ImageTextPairs::open(images, texts, &labels);
     let train = open(context.path("image_tsv")?, context.path("text_tsv")?)?;
     let validation = open(context.path("eval_image_tsv")?, context.path("eval_text_tsv")?)?;
-    let reference = match (context.optional_path("eval_train_image_tsv"), context.optional_path("eval_train_text_tsv")) {
+    let reference = match (context.optional_path("eval_train_image_tsv"), context.optional_path("eval_train_text_tsv"))
+    {
         (Some(images), Some(texts)) => Some(open(images, texts)?),
         (None, None) => None,
-        _ => return Err(Error::config("inputs: eval_train_image_tsv and eval_train_text_tsv belong together; give both or neither")),
+        _ => {
+            return Err(Error::config(
+                "inputs: eval_train_image_tsv and eval_train_text_tsv belong together; give both or neither",
+            ));
+        }
     };
     train.require_every_class(&labels)?;
     if train.len() < config.batch_total {
@@ -147,8 +161,11 @@ fn package(
     // the link to the base's weights goes; the base itself is never written to
     std::fs::remove_file(&weights_file).map_err(|e| Error::io("replace", &weights_file, e))?;
     std::fs::copy(save_dir.join(BEST), &weights_file).map_err(|e| Error::io("write", &weights_file, e))?;
-    let references: Vec<(String, String)> =
-        context.inputs.iter().map(|(name, input)| (name.clone(), format!("{} sha256:{}", input.reference, input.digest))).collect();
+    let references: Vec<(String, String)> = context
+        .inputs
+        .iter()
+        .map(|(name, input)| (name.clone(), format!("{} sha256:{}", input.reference, input.digest)))
+        .collect();
     let mut config = base.config.clone();
     config.task = crate::package::Task::Embeddings;
     config.classifier = None;

@@ -120,13 +120,17 @@ fn locate(store: &Store, folder: &Path, text: &str, port: PortType) -> Result<Lo
     let local = match text.split_once("://") {
         Some(("file", path)) => PathBuf::from(path),
         Some((scheme, _)) => {
-            return Err(Error::config(format!("'{scheme}://' inputs are not available in this version; use a path or file://")));
+            return Err(Error::config(format!(
+                "'{scheme}://' inputs are not available in this version; use a path or file://"
+            )));
         }
         None => folder.join(text),
     };
     let metadata = std::fs::metadata(&local).map_err(|e| Error::io("open", &local, e))?;
     match (port, metadata.is_dir()) {
-        (PortType::File, true) => Err(Error::config(format!("'{}' is a folder; this input takes a file", local.display()))),
+        (PortType::File, true) => {
+            Err(Error::config(format!("'{}' is a folder; this input takes a file", local.display())))
+        }
         (PortType::Folder | PortType::Model, false) => {
             Err(Error::config(format!("'{}' is a file; this input takes a folder", local.display())))
         }

@@ -55,18 +55,20 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
         (Some(folder), _) => Tokenizer::load(folder)?,
         (None, Some(labels)) => Tokenizer::train(labels.texts(), MAX_VOCABULARY)?,
         (None, None) => {
-            return Err(Error::usage("model init: give --vocabulary DIR with vocab.json and merges.txt, or --label-texts FILE"));
+            return Err(Error::usage(
+                "model init: give --vocabulary DIR with vocab.json and merges.txt, or --label-texts FILE",
+            ));
         }
     };
     if yaml.get("LANG_ENCODER").and_then(|l| l.get("VOCAB_SIZE")).is_none() {
-        config.text.vocab_size = tokenizer.vocab_size() as i64;
+        config.text.vocab_size = tokenizer.vocab_size();
     }
     check_vocabulary(&tokenizer, &config).map_err(as_config).context(|| &origin)?;
     let pixels = pixel_contract(&yaml, &config, &origin)?;
 
     let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
     let checkpoints = scratch.path().join("checkpoints");
-    tokenizer.save(&make(&checkpoints.join(TOKENIZER))?)?;
+    tokenizer.save(&make(&checkpoints.join(TOKENIZER))?, config.text.context_length)?;
     let vocabulary = fs::read(checkpoints.join(TOKENIZER).join("tokenizer.json"))
         .map_err(|e| Error::io("read", checkpoints.join(TOKENIZER), e))?;
     let identity = json!({
@@ -74,7 +76,9 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
         "tokenizer": sha256_hex(&vocabulary),
     });
     let owner = format!("init/{}", sha256_hex(identity.to_string().as_bytes()));
-    if let Some(existing) = list_versions(store, AssetKind::Model, &request.name)?.into_iter().find(|v| v.owner == owner) {
+    if let Some(existing) =
+        list_versions(store, AssetKind::Model, &request.name)?.into_iter().find(|v| v.owner == owner)
+    {
         return Ok((existing, false));
     }
     let params = init::random(&config, request.seed)?;
@@ -90,7 +94,8 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };
-    let version = register(store, &scratch.path().join("package"), (&checkpoints, package, card), &request.name, owner)?;
+    let version =
+        register(store, &scratch.path().join("package"), (&checkpoints, package, card), &request.name, owner)?;
     tracing::info!(parameters = params.count(), "model initialised");
     Ok((version, true))
 }
@@ -111,9 +116,15 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
             None => Ok((publish_files(store, name, package_files(folder)?, owner, "imported package")?, true)),
         };
     }
-    let source = ["artifacts/checkpoints", "checkpoints", ""].iter().map(|p| folder.join(p)).find(|p| p.join(MODEL_CONFIG_FILE).is_file());
+    let source = ["artifacts/checkpoints", "checkpoints", ""]
+        .iter()
+        .map(|p| folder.join(p))
+        .find(|p| p.join(MODEL_CONFIG_FILE).is_file());
     let source = source.ok_or_else(|| {
-        Error::package(format!("'{}' holds no {MODEL_CONFIG_FILE}, nor does its artifacts/checkpoints", folder.display()))
+        Error::package(format!(
+            "'{}' holds no {MODEL_CONFIG_FILE}, nor does its artifacts/checkpoints",
+            folder.display()
+        ))
     })?;
     let yaml = read_yaml(&source.join(MODEL_CONFIG_FILE)).map_err(|e| e.with_kind(ErrorKind::Package))?;
     let origin = source.join(MODEL_CONFIG_FILE).display().to_string();
@@ -128,19 +139,26 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
 
     let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
     let checkpoints = scratch.path().join("checkpoints");
-    tokenizer.save(&make(&checkpoints.join(TOKENIZER))?)?;
+    tokenizer.save(&make(&checkpoints.join(TOKENIZER))?, config.text.context_length)?;
     write_config(&checkpoints, &config)?;
     make(&checkpoints.join("vision_model"))?;
     let file_name = weights_file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let weights_name = format!("vision_model/{file_name}");
     weights::write(&checkpoints.join(&weights_name), &params)?;
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
-    let owner = format!("import/{}", sha256_hex(format!("{digest} {} {CODE_VERSION}", serde_json::to_string(&yaml).unwrap_or_default()).as_bytes()));
+    let owner = format!(
+        "import/{}",
+        sha256_hex(format!("{digest} {} {CODE_VERSION}", serde_json::to_string(&yaml).unwrap_or_default()).as_bytes())
+    );
     if let Some(existing) = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner) {
         return Ok((existing, false));
     }
     let pixels = pixel_contract(&yaml, &config, &origin)?;
-    let package = embedding_config(&weights_name, pixels, json!({ "code_version": CODE_VERSION, "made_by": "medtune model import" }));
+    let package = embedding_config(
+        &weights_name,
+        pixels,
+        json!({ "code_version": CODE_VERSION, "made_by": "medtune model import" }),
+    );
     let card = ModelCard {
         title: name.to_owned(),
         base_model: "imported MedImageInsight weights".to_owned(),
@@ -158,12 +176,24 @@ fn register(
     name: &str,
     owner: String,
 ) -> Result<Version> {
-    let spec = PackageSpec { checkpoints, config, metadata: metadata(Task::Embeddings), card, example_image: example_image()? };
+    let spec = PackageSpec {
+        checkpoints,
+        config,
+        metadata: metadata(Task::Embeddings),
+        card,
+        example_image: example_image()?,
+    };
     write_package(&spec, folder)?;
     publish_files(store, name, package_files(folder)?, owner, "embedding model")
 }
 
-fn publish_files(store: &Store, name: &str, files: Vec<(String, PathBuf)>, owner: String, description: &str) -> Result<Version> {
+fn publish_files(
+    store: &Store,
+    name: &str,
+    files: Vec<(String, PathBuf)>,
+    owner: String,
+    description: &str,
+) -> Result<Version> {
     let lineage = Lineage { code_version: CODE_VERSION.to_owned(), ..Lineage::default() };
     publish(
         store,
@@ -217,7 +247,8 @@ fn pixel_contract(yaml: &serde_yaml_ng::Value, config: &ModelConfig, origin: &st
 }
 
 fn write_config(checkpoints: &Path, config: &ModelConfig) -> Result<()> {
-    let text = serde_yaml_ng::to_string(&config.to_yaml()).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
+    let text =
+        serde_yaml_ng::to_string(&config.to_yaml()).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
     parse_yaml(&text, MODEL_CONFIG_FILE)?;
     let path = checkpoints.join(MODEL_CONFIG_FILE);
     fs::write(&path, text).map_err(|e| Error::io("write", &path, e))
@@ -239,14 +270,19 @@ fn only_file(folder: &Path) -> Result<PathBuf> {
     let files: Vec<PathBuf> = entries(folder)?.into_iter().filter(|p| p.is_file()).collect();
     match files.as_slice() {
         [one] => Ok(one.clone()),
-        _ => Err(Error::package(format!("'{}' must hold exactly one weights file, it holds {}", folder.display(), files.len()))),
+        _ => Err(Error::package(format!(
+            "'{}' must hold exactly one weights file, it holds {}",
+            folder.display(),
+            files.len()
+        ))),
     }
 }
 
 fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
     let has = |p: &PathBuf| p.join("vocab.json").is_file() && p.join("merges.txt").is_file();
     let found = std::iter::once(folder.to_owned()).chain(entries(folder)?).find(has);
-    found.ok_or_else(|| Error::package(format!("'{}' holds no folder with vocab.json and merges.txt", folder.display())))
+    found
+        .ok_or_else(|| Error::package(format!("'{}' holds no folder with vocab.json and merges.txt", folder.display())))
 }
 
 /// Links the checkpoints of a package into `target`, without what belongs to a classifier.
@@ -255,7 +291,8 @@ pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
     let mut open = vec![source.clone()];
     while let Some(folder) = open.pop() {
         for path in entries(&folder)? {
-            let relative = path.strip_prefix(&source).map_err(|_| Error::internal("a path left its folder"))?.to_owned();
+            let relative =
+                path.strip_prefix(&source).map_err(|_| Error::internal("a path left its folder"))?.to_owned();
             if path.is_dir() {
                 if !matches!(relative.to_str(), Some("classifier" | "adapter")) {
                     open.push(path);
@@ -275,7 +312,10 @@ pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
 /// What `MLmodel` says beside the task.
 pub(super) fn metadata(task: Task) -> BTreeMap<String, Value> {
     let finetuned = task == Task::Classification;
-    BTreeMap::from([("is_finetuned_model".to_owned(), json!(finetuned)), ("code_version".to_owned(), json!(CODE_VERSION))])
+    BTreeMap::from([
+        ("is_finetuned_model".to_owned(), json!(finetuned)),
+        ("code_version".to_owned(), json!(CODE_VERSION)),
+    ])
 }
 
 /// A grey ramp for the input examples: published with every package, so never anybody's image.
@@ -292,7 +332,8 @@ pub(super) fn first_time(store: &Store, identity: &str) -> Result<OffsetDateTime
     let key = format!("cache/begun/{}.txt", sha256_hex(identity.as_bytes()));
     match store.create_exact(&key, text.into_bytes())? {
         Created::Won => Ok(now),
-        Created::Lost(bytes) => OffsetDateTime::parse(&String::from_utf8_lossy(&bytes), &Rfc3339)
-            .map_err(|e| Error::data(format!("'{}' in the store is no time; delete it", store.uri_of(&key))).with_source(e)),
+        Created::Lost(bytes) => OffsetDateTime::parse(&String::from_utf8_lossy(&bytes), &Rfc3339).map_err(|e| {
+            Error::data(format!("'{}' in the store is no time; delete it", store.uri_of(&key))).with_source(e)
+        }),
     }
 }

@@ -89,17 +89,21 @@ pub fn predict(package: &Package, images: &[PathBuf], texts: &[String], compute:
             Some(head) => {
                 let scores = head.scores(&features, encoder.dim())?;
                 let rows = scores.chunks_exact(head.labels.len());
-                predictions.extend(names.zip(rows).map(|(image, row)| Prediction::Classes { image, labels: head.ranked(row) }));
+                predictions.extend(
+                    names.zip(rows).map(|(image, row)| Prediction::Classes { image, labels: head.ranked(row) }),
+                );
             }
             None => {
                 let rows = features.chunks_exact(encoder.dim()).map(<[f32]>::to_vec);
-                predictions.extend(names.zip(rows).map(|(image, image_features)| Prediction::Image { image, image_features }));
+                predictions
+                    .extend(names.zip(rows).map(|(image, image_features)| Prediction::Image { image, image_features }));
             }
         }
     }
     let vectors = encoder.encode_texts(texts)?;
     let rows = vectors.chunks_exact(encoder.dim()).map(<[f32]>::to_vec);
-    predictions.extend(texts.iter().cloned().zip(rows).map(|(text, text_features)| Prediction::Text { text, text_features }));
+    predictions
+        .extend(texts.iter().cloned().zip(rows).map(|(text, text_features)| Prediction::Text { text, text_features }));
     let scaling_factor = if classifier { None } else { Some(encoder.logit_scale()?) };
     Ok(Predictions { predictions, scaling_factor })
 }
@@ -123,7 +127,8 @@ impl Head {
     /// The head of a classifier package whose model has that log scale.
     pub(super) fn read(package: &Package, logit_scale: f64) -> Result<Head> {
         let labels = package.labels()?;
-        let classifier = package.config.classifier.as_ref().ok_or_else(|| Error::package("the package is no classifier"))?;
+        let classifier =
+            package.config.classifier.as_ref().ok_or_else(|| Error::package("the package is no classifier"))?;
         let kind = if let Some(path) = &classifier.adapter {
             let file = package.file(path);
             let folder = file.parent().ok_or_else(|| Error::internal("an adapter without a folder"))?;
@@ -131,7 +136,8 @@ impl Head {
         } else {
             let path = package.file(classifier.class_embeddings.as_deref().unwrap_or_default());
             let tensor = read_tensors(&path)?.remove("class_embeddings");
-            let tensor = tensor.ok_or_else(|| Error::package(format!("'{}' has no class_embeddings", path.display())))?;
+            let tensor =
+                tensor.ok_or_else(|| Error::package(format!("'{}' has no class_embeddings", path.display())))?;
             HeadKind::ZeroShot { classes: crate::infer::to_vec(&tensor).map_err(crate::model::engine)?, logit_scale }
         };
         Ok(Head { labels, kind })

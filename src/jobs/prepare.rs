@@ -57,9 +57,14 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
             .map(|&p| ClassRow::new(class_ids[p], texts[kept[p]].clone(), parameters.source.clone()))
             .collect();
         write_class_rows(&text_tsv, images.iter().map(|(key, _)| *key).zip(&rows))?;
-        let facts = json!({ "rows": part.len(), "image_size": parameters.image_size, "jpeg_quality": parameters.jpeg_quality });
-        produced.outputs.insert(format!("{name}_image_tsv"), tsv(image_tsv, &format!("images of the {name} split"), &facts));
-        produced.outputs.insert(format!("{name}_text_tsv"), tsv(text_tsv, &format!("texts of the {name} split"), &facts));
+        let facts =
+            json!({ "rows": part.len(), "image_size": parameters.image_size, "jpeg_quality": parameters.jpeg_quality });
+        produced
+            .outputs
+            .insert(format!("{name}_image_tsv"), tsv(image_tsv, &format!("images of the {name} split"), &facts));
+        produced
+            .outputs
+            .insert(format!("{name}_text_tsv"), tsv(text_tsv, &format!("texts of the {name} split"), &facts));
     }
     let facts = json!({ "classes": labels.len() });
     produced.outputs.insert("label_file".to_owned(), tsv(label_file, "label texts, one a line", &facts));

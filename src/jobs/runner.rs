@@ -169,7 +169,8 @@ impl Runner<'_> {
             metrics.insert(name.to_owned(), record.metrics.clone());
         }
         for (output, made) in &record.outputs {
-            let key = if self.record.kind == Kind::Pipeline.name() { format!("{name}.{output}") } else { output.clone() };
+            let key =
+                if self.record.kind == Kind::Pipeline.name() { format!("{name}.{output}") } else { output.clone() };
             self.record.outputs.insert(key, made.clone());
         }
         self.record.steps.push(record);
@@ -190,7 +191,8 @@ impl Runner<'_> {
         for (input, resolved) in &inputs {
             let external = matches!(step.inputs.get(input), Some(crate::config::job::InputSource::External(_)));
             if external {
-                let key = if self.record.kind == Kind::Pipeline.name() { format!("{name}.{input}") } else { input.clone() };
+                let key =
+                    if self.record.kind == Kind::Pipeline.name() { format!("{name}.{input}") } else { input.clone() };
                 self.record.inputs.insert(key, resolved.record(self.store));
             }
         }
@@ -206,7 +208,12 @@ impl Runner<'_> {
         }
         tracing::info!(step = %name, kind = %step.kind, "started");
         let folder = scratch.step(name)?;
-        let context = StepContext { inputs: &inputs, scratch: &folder, compute: &self.job.compute, begun: self.begun(&fingerprint)? };
+        let context = StepContext {
+            inputs: &inputs,
+            scratch: &folder,
+            compute: &self.job.compute,
+            begun: self.begun(&fingerprint)?,
+        };
         let produced = execute(&context, &step.parameters)?;
         let lineage = Lineage {
             run_id: self.record.run_id.clone(),
@@ -232,7 +239,8 @@ impl Runner<'_> {
 
     /// A rerun has a time of its own; otherwise the step's first attempt decides.
     fn begun(&self, fingerprint: &str) -> Result<time::OffsetDateTime> {
-        let identity = if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
+        let identity =
+            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
         first_time(self.store, &identity)
     }
 
@@ -254,7 +262,8 @@ impl Runner<'_> {
             return Err(Error::internal(format!("{} made no output '{}'", step.kind, port.name)));
         }
         // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
-        let owner = if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
+        let owner =
+            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
         let mut names = Vec::new();
         let mut versions = Vec::new();
         for (output, artifact) in produced.outputs {

@@ -54,7 +54,9 @@ fn tensor_of(name: &str, view: &TensorView<'_>, path: &Path) -> Result<Tensor> {
         Dtype::BF16 => Kind::BFloat16,
         other => {
             let file = path.display();
-            return Err(Error::package(format!("'{file}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16")));
+            return Err(Error::package(format!(
+                "'{file}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16"
+            )));
         }
     };
     let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
@@ -70,7 +72,9 @@ pub fn read_tensor(path: &Path, name: &str) -> Result<Tensor> {
     // SAFETY: the map is read-only and private to this call; packages are immutable once published.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
     let tensors = parse(&map, path)?;
-    let view = tensors.tensor(name).map_err(|e| Error::package(format!("'{}' lacks '{name}'", path.display())).with_source(e))?;
+    let view = tensors
+        .tensor(name)
+        .map_err(|e| Error::package(format!("'{}' lacks '{name}'", path.display())).with_source(e))?;
     tensor_of(name, &view, path)
 }
 
@@ -92,13 +96,16 @@ pub fn read(path: &Path, config: &ModelConfig) -> Result<Params> {
     for (name, shape, _) in expected(config) {
         match found.remove(&name) {
             None => missing.push(name),
-            Some(tensor) if tensor.size() != shape => misshapen.push(format!("{name} {:?} instead of {shape:?}", tensor.size())),
+            Some(tensor) if tensor.size() != shape => {
+                misshapen.push(format!("{name} {:?} instead of {shape:?}", tensor.size()))
+            }
             Some(tensor) => params.insert(name, tensor),
         }
     }
     let unexpected: Vec<String> = found.into_keys().collect();
     let parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)];
-    let faults: Vec<String> = parts.iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| few(what, list)).collect();
+    let faults: Vec<String> =
+        parts.iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| few(what, list)).collect();
     if faults.is_empty() {
         return Ok(params);
     }
@@ -114,8 +121,9 @@ pub fn rows(path: &Path, name: &str) -> Result<Option<i64>> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     // SAFETY: the map is read-only and private to this call.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-    let (_, metadata) = SafeTensors::read_metadata(&map)
-        .map_err(|e| Error::package(format!("'{}' is not a complete safetensors file", path.display())).with_source(e))?;
+    let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+        Error::package(format!("'{}' is not a complete safetensors file", path.display())).with_source(e)
+    })?;
     let found = metadata.tensors().into_iter().find(|(n, _)| translate(n) == name);
     Ok(found.and_then(|(_, info)| info.shape.first().map(|&n| n as i64)))
 }
@@ -165,7 +173,13 @@ fn resample(positions: &Tensor, length: i64) -> TchResult<Tensor> {
     if positions.dim() != 2 || positions.size()[0] == length {
         return Ok(positions.shallow_clone());
     }
-    positions.f_transpose(0, 1)?.f_unsqueeze(0)?.f_upsample_linear1d([length], true, None)?.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_contiguous()
+    positions
+        .f_transpose(0, 1)?
+        .f_unsqueeze(0)?
+        .f_upsample_linear1d([length], true, None)?
+        .f_squeeze_dim(0)?
+        .f_transpose(0, 1)?
+        .f_contiguous()
 }
 
 /// Writes tensors as f32 safetensors, streamed one at a time.
@@ -173,7 +187,8 @@ fn resample(positions: &Tensor, length: i64) -> TchResult<Tensor> {
 /// # Errors
 /// [`crate::ErrorKind::Storage`] or [`crate::ErrorKind::NoSpace`].
 pub fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
-    let data: Vec<(String, Stored)> = tensors.map(|(n, t)| Ok((n.to_owned(), Stored::new(t)?))).collect::<Result<_>>()?;
+    let data: Vec<(String, Stored)> =
+        tensors.map(|(n, t)| Ok((n.to_owned(), Stored::new(t)?))).collect::<Result<_>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(data, Some(metadata), path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(io) => Error::io("write", path, io),
@@ -194,9 +209,8 @@ struct Stored(Tensor, Vec<usize>);
 
 impl Stored {
     fn new(tensor: &Tensor) -> Result<Stored> {
-        let flat = tch::no_grad(|| {
-            tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()
-        });
+        let flat =
+            tch::no_grad(|| tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous());
         let flat = flat.map_err(engine)?;
         let shape = flat.size().iter().map(|&n| n as usize).collect();
         Ok(Stored(flat, shape))
@@ -241,13 +255,22 @@ mod tests {
         for (old, new) in [
             ("visual.conv_embeds.0.proj.weight", "image_encoder.convs.0.proj.weight"),
             ("visual.main_blocks.2.1.0.cpe.0.proj.bias", "image_encoder.blocks.2.1.spatial_block.conv1.fn.dw.bias"),
-            ("visual.main_blocks.0.0.0.attn.qkv.weight", "image_encoder.blocks.0.0.spatial_block.window_attn.fn.qkv.weight"),
-            ("visual.main_blocks.0.0.1.norm1.weight", "image_encoder.blocks.0.0.channel_block.channel_attn.norm.weight"),
+            (
+                "visual.main_blocks.0.0.0.attn.qkv.weight",
+                "image_encoder.blocks.0.0.spatial_block.window_attn.fn.qkv.weight",
+            ),
+            (
+                "visual.main_blocks.0.0.1.norm1.weight",
+                "image_encoder.blocks.0.0.channel_block.channel_attn.norm.weight",
+            ),
             ("visual.main_blocks.0.0.1.mlp.fc1.bias", "image_encoder.blocks.0.0.channel_block.ffn.fn.net.fc1.bias"),
             ("text.resblocks.0.ln_1.weight", "lang_encoder.resblocks.0.ln_1.weight"),
             ("vision_projection", "image_projection"),
             ("text_projection", "lang_projection"),
-            ("image_encoder.blocks.1.0.spatial_block.ffn.norm.bias", "image_encoder.blocks.1.0.spatial_block.ffn.norm.bias"),
+            (
+                "image_encoder.blocks.1.0.spatial_block.ffn.norm.bias",
+                "image_encoder.blocks.1.0.spatial_block.ffn.norm.bias",
+            ),
         ] {
             assert_eq!(translate(old), new);
         }

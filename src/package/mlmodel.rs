@@ -98,11 +98,7 @@ fn signature(config: &PackageConfig) -> (Value, Value, Value) {
         |name: &str, kind: &str, default: Value| json!({"name": name, "type": kind, "default": default, "shape": null});
     let pixels = &config.pixels;
     let mut params = vec![
-        param(
-            "image_standardization_jpeg_compression_ratio",
-            "long",
-            pixels.jpeg_quality.into(),
-        ),
+        param("image_standardization_jpeg_compression_ratio", "long", pixels.jpeg_quality.into()),
         param("image_standardization_image_size", "long", pixels.standard_size.into()),
     ];
     let (inputs, outputs) = match config.task {

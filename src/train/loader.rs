@@ -86,7 +86,8 @@ impl Loader<'_> {
         let mut rng = SampleRng::new(self.seed, epoch as u64, row as u64);
         let prompt = &self.prompts[rng.below(self.prompts.len())];
         let (key, bytes) = self.pairs.image(row)?;
-        load_training(self.pixels, self.augmentation, &bytes, &mut rng, out).context(|| self.pairs.locate(row, &key))?;
+        load_training(self.pixels, self.augmentation, &bytes, &mut rng, out)
+            .context(|| self.pairs.locate(row, &key))?;
         Ok(prompt.replace("{}", &self.pairs.rows()[row].class_name))
     }
 }

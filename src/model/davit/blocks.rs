@@ -85,12 +85,14 @@ impl Block {
     fn window_attention(&self, x: &Tensor, heads: i64, size: i64) -> TchResult<Tensor> {
         let (b, h, w, c) = x.size4()?;
         let (pad_h, pad_w) = ((size - h % size) % size, (size - w % size) % size);
-        let padded = if pad_h + pad_w > 0 { x.f_constant_pad_nd([0, 0, 0, pad_w, 0, pad_h])? } else { x.shallow_clone() };
+        let padded =
+            if pad_h + pad_w > 0 { x.f_constant_pad_nd([0, 0, 0, pad_w, 0, pad_h])? } else { x.shallow_clone() };
         let (rows, columns) = ((h + pad_h) / size, (w + pad_w) / size);
-        let windows = padded
-            .f_view([b, rows, size, columns, size, c])?
-            .f_permute([0, 1, 3, 2, 4, 5])?
-            .f_reshape([b * rows * columns, size * size, c])?;
+        let windows = padded.f_view([b, rows, size, columns, size, c])?.f_permute([0, 1, 3, 2, 4, 5])?.f_reshape([
+            b * rows * columns,
+            size * size,
+            c,
+        ])?;
         let tokens = size * size;
         let qkv = self.qkv.forward(&windows)?.f_view([-1, tokens, 3, heads, c / heads])?.f_permute([2, 0, 3, 1, 4])?;
         let q = qkv.f_select(0, 0)?.f_mul_scalar(((c / heads) as f64).powf(-0.5))?;

@@ -50,7 +50,8 @@ impl DaVit {
                 ];
                 for (name, attention) in kinds {
                     let path = format!("image_encoder.blocks.{i}.{j}.{name}");
-                    let spec = BlockSpec { dim: config.dim_embed[i], attention, drop_path: rate(index), index: index as u64 };
+                    let spec =
+                        BlockSpec { dim: config.dim_embed[i], attention, drop_path: rate(index), index: index as u64 };
                     blocks.push(Block::new(params, &path, spec)?);
                     index += 1;
                 }

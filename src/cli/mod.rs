@@ -1,0 +1,175 @@
+//! The command line: verbs and job files; no hyper-parameter is a flag.
+
+mod output;
+#[cfg(feature = "torch")]
+mod run;
+mod store;
+
+use crate::config::Environment;
+use crate::config::kinds::Kind;
+use crate::error::{Error, Result};
+use crate::telemetry::LogFormat;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// The command line's arguments.
+#[derive(Debug, Parser)]
+#[command(name = "medtune", version, about, max_term_width = 110)]
+#[command(
+    after_help = "Exit codes: 0 done; 2 wrong command line; 10-19 the job or its data is at fault, 20-29 trying again may help; see docs/exit-codes.md"
+)]
+pub struct Cli {
+    /// The store: a folder or file:// URI. Before the job's own `store:`.
+    #[arg(long, global = true, env = "MEDTUNE_STORE", value_name = "URI")]
+    store: Option<String>,
+    /// How log lines on standard error look.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "MEDTUNE_LOG_FORMAT")]
+    log_format: Format,
+    /// Which log lines are shown: error, warn, info, debug, or a filter.
+    #[arg(long, global = true, default_value = "info", env = "MEDTUNE_LOG", value_name = "LEVEL")]
+    log_level: String,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a job file.
+    Run(RunArguments),
+    /// Check a job file without running it or looking at its inputs.
+    Validate {
+        /// The job file.
+        job: PathBuf,
+        /// Replace a value, e.g. --set parameters.seed=7.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Print the resolved job as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON Schema of job files.
+    Schema {
+        /// One kind; all when left out.
+        kind: Option<String>,
+    },
+    /// Model packages.
+    #[command(subcommand)]
+    Model(store::ModelVerb),
+    /// Datasets.
+    #[command(subcommand)]
+    Data(store::DataVerb),
+    /// Run records.
+    #[command(subcommand)]
+    Runs(store::RunsVerb),
+    /// Ask a model package about images and texts.
+    Predict(PredictArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArguments {
+    /// The job file.
+    job: PathBuf,
+    /// Replace a value, e.g. --set parameters.seed=7 or --set steps.embed.parameters.batch_size=8.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Check everything that can be checked and say what would be run.
+    #[arg(long)]
+    dry_run: bool,
+    /// Run every step again, also those that have not changed.
+    #[arg(long)]
+    rerun: bool,
+    /// Print the run record (or the plan) as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Where scratch files go.
+    #[arg(long, env = "MEDTUNE_WORK_DIR", value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct PredictArguments {
+    /// A package folder, or model:NAME@VERSION.
+    model: String,
+    /// Image files, or folders of them.
+    images: Vec<PathBuf>,
+    /// A text to embed (embedding models only).
+    #[arg(long = "text")]
+    texts: Vec<String>,
+    /// Labels to print for each image; 0 prints all.
+    #[arg(long, default_value_t = 3)]
+    top: usize,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Print everything as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the process's arguments, starts logging, and does what they say.
+///
+/// # Errors
+/// Whatever went wrong, of the kind that decides the exit code.
+pub fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let format = match cli.log_format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    };
+    crate::telemetry::init(format, &cli.log_level);
+    let environment: Environment = std::env::vars().collect();
+    cli.run(&environment)
+}
+
+impl Cli {
+    fn run(self, environment: &Environment) -> Result<()> {
+        let store = self.store.as_deref();
+        match self.verb {
+            Verb::Validate { job, set, json } => validate(&job, &set, environment, json),
+            Verb::Schema { kind } => schema(kind.as_deref()),
+            Verb::Model(verb) => verb.run(store),
+            Verb::Data(verb) => verb.run(store),
+            Verb::Runs(verb) => verb.run(store),
+            #[cfg(feature = "torch")]
+            Verb::Run(arguments) => run::run(arguments, store, environment),
+            #[cfg(feature = "torch")]
+            Verb::Predict(arguments) => run::predict(arguments, store),
+            #[cfg(not(feature = "torch"))]
+            Verb::Run(_) | Verb::Predict(_) => Err(needs_torch()),
+        }
+    }
+}
+
+/// What a build without libtorch says of what it cannot do.
+#[cfg(not(feature = "torch"))]
+fn needs_torch() -> Error {
+    Error::usage(
+        "this medtune was built without libtorch and cannot compute; use the full build (cargo build --release)",
+    )
+}
+
+fn validate(job: &std::path::Path, set: &[String], environment: &Environment, json: bool) -> Result<()> {
+    let job = crate::config::job::Job::load(job, set, environment)?;
+    if json {
+        return output::json(&job);
+    }
+    let steps: Vec<String> = job.steps().into_iter().map(|(name, step)| format!("{name} ({})", step.kind)).collect();
+    output::line(&format!("{} is a valid {} job: {}", job.name, job.kind(), steps.join(", ")))
+}
+
+fn schema(kind: Option<&str>) -> Result<()> {
+    let kind = match kind {
+        None => None,
+        Some(name) => Some(Kind::ALL.into_iter().find(|k| k.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let known: Vec<&str> = Kind::ALL.iter().map(|k| k.name()).collect();
+            Error::usage(format!("schema: unknown kind '{name}': {}", crate::config::did_you_mean(name, known)))
+        })?),
+    };
+    output::json(&crate::config::schema::job_schema(kind))
+}

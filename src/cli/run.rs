@@ -1,0 +1,92 @@
+//! The verbs that compute.
+
+use super::{PredictArguments, RunArguments, output, store};
+use crate::config::Environment;
+use crate::config::job::{Compute, Job};
+use crate::error::{Error, Result};
+use crate::jobs::predict::{self, Prediction};
+use crate::jobs::{self, RunOptions};
+use crate::package::read_package;
+use crate::registry::{AssetKind, Reference, get, open_local};
+use crate::storage::Store;
+use std::path::{Path, PathBuf};
+
+pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Environment) -> Result<()> {
+    let job = Job::load(&arguments.job, &arguments.set, environment)?;
+    let store = open_for(&job, uri)?;
+    if arguments.dry_run {
+        let plans = jobs::plan(&store, &job)?;
+        if arguments.json {
+            return output::json(&plans);
+        }
+        let rows: Vec<Vec<String>> = plans
+            .into_iter()
+            .map(|p| vec![p.step, p.kind, p.action, p.outputs.into_values().collect::<Vec<_>>().join(", ")])
+            .collect();
+        return output::line(&output::table(&["STEP", "KIND", "ACTION", "OUTPUTS"], &rows));
+    }
+    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir };
+    let (record, outcome) = jobs::run(&store, &job, &options);
+    if arguments.json {
+        output::json(&record)?;
+    } else {
+        output::line(&store::summary(&record))?;
+    }
+    outcome
+}
+
+/// The store of the command line or environment, else that of the job file, whose relative path starts at its folder.
+fn open_for(job: &Job, uri: Option<&str>) -> Result<Store> {
+    match (uri, &job.store) {
+        (Some(uri), _) => Store::open(uri),
+        (None, Some(uri)) if uri.contains("://") => Store::open(uri),
+        (None, Some(path)) => Store::open(&job.folder.join(path).to_string_lossy()),
+        (None, None) => {
+            Err(Error::usage("which store? give --store URI, set MEDTUNE_STORE, or write store: into the job file"))
+        }
+    }
+}
+
+pub(super) fn predict(arguments: PredictArguments, uri: Option<&str>) -> Result<()> {
+    let folder = package_folder(&arguments.model, uri)?;
+    let package = read_package(&folder)?;
+    let compute = Compute { device: arguments.device, ..Compute::default() };
+    let answers = predict::predict(&package, &arguments.images, &arguments.texts, &compute)?;
+    if arguments.json {
+        return output::json(&answers);
+    }
+    let top = if arguments.top == 0 { usize::MAX } else { arguments.top };
+    let mut rows = Vec::new();
+    for prediction in answers.predictions {
+        rows.push(match prediction {
+            Prediction::Classes { image, labels } => {
+                let shown: Vec<String> =
+                    labels.iter().take(top).map(|l| format!("{} {:.4}", l.label, l.score)).collect();
+                vec![image, shown.join(", ")]
+            }
+            Prediction::Image { image, image_features } => vec![image, vector(&image_features)],
+            Prediction::Text { text, text_features } => vec![format!("\"{text}\""), vector(&text_features)],
+        });
+    }
+    output::line(&output::table(&["INPUT", "ANSWER"], &rows))
+}
+
+fn vector(values: &[f32]) -> String {
+    let shown: Vec<String> = values.iter().take(4).map(|v| format!("{v:.4}")).collect();
+    format!("[{}, ...] ({} values; --json prints all)", shown.join(", "), values.len())
+}
+
+/// A folder as it is, or the folder of a version in the store.
+fn package_folder(text: &str, uri: Option<&str>) -> Result<PathBuf> {
+    if Path::new(text).is_dir() {
+        return Ok(PathBuf::from(text));
+    }
+    if !text.starts_with("model:") && !text.contains('@') {
+        return Err(Error::not_found(format!(
+            "'{text}' is no package folder; write model:NAME@VERSION for one in the store"
+        )));
+    }
+    let store = store::open(uri)?;
+    let version = get(&store, &Reference::parse(text, Some(AssetKind::Model))?)?;
+    open_local(&store, &version)
+}
