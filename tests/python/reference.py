@@ -19,10 +19,15 @@ from tokenizers import Tokenizer
 from torch import nn
 
 
+def resized(image, width, height):
+    """Pillow's bicubic resize, the horizontal pass first in every version of Pillow (13 begins with the vertical one for tall images)."""
+    return image.resize((width, image.height), Image.BICUBIC).resize((width, height), Image.BICUBIC)
+
+
 def standardised(data, size, quality):
     """Pillow's image of encoded `data` as a `size` x `size` RGB JPEG of `quality`."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.BICUBIC).save(buffer, format="JPEG", quality=quality)
+    resized(Image.open(io.BytesIO(data)).convert("RGB"), size, size).save(buffer, format="JPEG", quality=quality)
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
@@ -31,7 +36,7 @@ def pixels(data, settings, size=None, quality=None):
     size = size or settings["image_standardization_image_size"]
     quality = quality or settings["image_standardization_jpeg_compression_ratio"]
     height, width = settings["image_size"]
-    image = standardised(data, size, quality).resize((width, height), Image.BICUBIC)
+    image = resized(standardised(data, size, quality), width, height)
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     return (tensor - torch.tensor(settings["mean"])[:, None, None]) / torch.tensor(settings["std"])[:, None, None]
 

@@ -225,10 +225,47 @@ def test_decoding_of_unusual_images():
     for format in ("TIFF", "BMP", "WEBP"):
         options = {"lossless": True} if format == "WEBP" else {}
         np.testing.assert_array_equal(np.asarray(images.decode(encoded(corner, format, **options))), np.asarray(corner))
+    # CMYK: of a JPEG as Pillow converts it, of other formats refused.
+    cmyk = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 4), dtype=np.uint8), "CMYK"), "JPEG", exif=exif)
+    turned = np.rot90(np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB")), -1)
+    np.testing.assert_array_equal(np.asarray(images.decode(cmyk)), turned)
     with pytest.raises(images.ImageError, match="CMYK"):
-        images.decode(encoded(corner.convert("CMYK"), "JPEG"))
+        images.decode(encoded(corner.convert("CMYK"), "TIFF"))
     with pytest.raises(images.ImageError):
         images.image_bytes(encoded(corner, "GIF"))
+
+
+def png16(values, colour_type):
+    """A PNG of 16 bits a channel, which Pillow cannot write: `values` is uint16 [H, W, channels], colour type 2 is RGB, 4 grey with alpha."""
+
+    def chunk(name, body):
+        return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+    height, width = values.shape[:2]
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, colour_type, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colour_gives_its_high_byte():
+    values = np.random.default_rng(1).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    got = np.asarray(runtime().images.decode(png16(values, 2)))
+    np.testing.assert_array_equal(got, values >> 8)
+    got = np.asarray(runtime().images.decode(png16(values[..., :2], 4)))
+    np.testing.assert_array_equal(got, np.repeat(values[..., :1] >> 8, 3, axis=2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(400, 30), (30, 400), (200, 100), (64, 90), (20, 20)])
+def test_the_horizontal_pass_comes_first(height, width):
+    """Against resizing every row, then every column, as an image of its own: no version of Pillow can choose an order there."""
+    values = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+    def rows(array, side):
+        return np.concatenate([np.asarray(Image.fromarray(row[None]).resize((side, 1), Image.BICUBIC)) for row in array])
+
+    expected = rows(rows(values, 64).swapaxes(0, 1), 48).swapaxes(0, 1)
+    got = np.asarray(runtime().images._resize(Image.fromarray(values), 64, 48))
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_safetensors_reader(tmp_path):

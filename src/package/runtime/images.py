@@ -71,34 +71,45 @@ def _checked_size(data):
 
 
 def decode(data):
-    """An upright 8-bit RGB Pillow image of `data`. Alpha is dropped, grey is replicated, 16-bit grey is scaled. Raises ImageError."""
+    """An upright 8-bit RGB Pillow image of `data`. Raises ImageError.
+
+    Alpha is dropped, grey is replicated, CMYK of a JPEG is converted by Pillow's formula. 16-bit grey is scaled and rounded; of other
+    16-bit values (colour, grey with alpha) Pillow takes the high byte.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:  # Pillow's own limit, which a host program may have lifted
                 raise ImageError(f"{image.width * image.height} pixels are more than {MAX_PIXELS}")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            # CMYK of other formats is left out: their decoders do not agree on what the inks mean
+            cmyk = image.format == "JPEG" and image.mode == "CMYK"
+            return _to_rgb(ImageOps.exif_transpose(image), cmyk)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises many types for damaged files, among them its DecompressionBombError
         raise ImageError(f"cannot decode the image: {error}") from None
 
 
-def _to_rgb(image):
+def _to_rgb(image, cmyk):
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError("grey values beyond 16 bits are not supported")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+    if not cmyk and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise ImageError(f"colour mode {image.mode} is not supported; convert the image to RGB or grey")
     return image.convert("RGB")
+
+
+def _resize(image, width, height):
+    """Bicubic and antialiased, columns before rows: Pillow up to 12 does so in one call, Pillow 13 not always, which changes bytes."""
+    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def standardise(data, size, quality):
     """The image as `size` x `size` JPEG of `quality`, decoded again: what the network was trained on."""
     buffer = io.BytesIO()
-    decode(data).resize((size, size), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    _resize(decode(data), size, size).save(buffer, "JPEG", quality=quality)
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
 
@@ -106,7 +117,7 @@ def standardise(data, size, quality):
 def pixels(data, settings, size, quality):
     """float32 [3, H, W] of one encoded image; `settings` is `pixels` of medtune.json, `size` and `quality` may differ per request."""
     height, width = settings["image_size"]
-    image = standardise(data, size, quality).resize((width, height), Image.Resampling.BICUBIC)
+    image = _resize(standardise(data, size, quality), width, height)
     values = np.asarray(image, dtype=np.float32) / np.float32(255)
     values = (values - np.float32(settings["mean"])) / np.float32(settings["std"])
     return np.ascontiguousarray(values.transpose(2, 0, 1))
