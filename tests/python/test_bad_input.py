@@ -498,17 +498,17 @@ def test_bad_input(bench, tmp_path, name):
     job, fragments = make(bench, tmp_path)
     path = bench.write(tmp_path / "job.yaml", job)
     before = snapshot(bench.store)
-    runs = {r["run_id"] for r in json.loads(bench.good("runs", "list", "--json"))}
+    runs = {r["run_id"] for r in bench.good("runs", "list", "--json")}
     done = bench.call("run", path)
     line = refused(done, code, *fragments)
     assert snapshot(bench.store) == before, "something was published"
     assert not list((bench.folder / "tmp" / "medtune").glob("*")), "a scratch folder was left"
-    records = [r for r in json.loads(bench.good("runs", "list", "--json")) if r["run_id"] not in runs]
+    records = [r for r in bench.good("runs", "list", "--json") if r["run_id"] not in runs]
     if not records:
         # a job file that cannot be read has no run
         assert code == CONFIG
         return
-    record = json.loads(bench.good("runs", "show", records[0]["run_id"], "--json"))
+    record = bench.good("runs", "show", records[0]["run_id"], "--json")
     assert (record["status"], record["exit_code"], record["error"]["exit_code"]) == ("failed", code, code)
     assert record["error"]["message"] in line
     # nothing was run before what could be checked beforehand
@@ -550,7 +550,7 @@ def test_a_bad_row_is_found_before_the_work(bench, tmp_path, damage):
 
     def took(job):
         started = time.monotonic()
-        done = bench.call("run", job)
+        done = bench.call("run", job, "--rerun")
         return time.monotonic() - started, done
 
     start, _ = took(tmp_path / "gone.yaml")

@@ -156,7 +156,7 @@ def test_run_again_rerun_and_set(bench, tmp_path):
     assert run() == ("unchanged", "data:vectors@1")
     assert run("--rerun") == ("succeeded", "data:vectors@2")
     assert run("--set", "outputs.embeddings=others") == ("succeeded", "data:others@1")
-    assert run("--set", "parameters.batch_size=2", "--set", "outputs.embeddings.name=others") == ("succeeded", "data:others@2")
+    assert run("--set", "parameters.batch_size=2", "--set", "outputs.embeddings=others") == ("succeeded", "data:others@2")
     assert run("--set", "parameters.image_standardization_image_size=64") == ("succeeded", "data:vectors@3")
     check_complete(store)
     refused(bench.call("run", bench.job, "--set", "parameters"), USAGE, "--set", "key=value")
@@ -218,8 +218,9 @@ def test_data_register_list_show(bench, tmp_path):
         (["model", "import", "--name", "x", "gone"], NOT_FOUND, ["gone"]),
         (["runs", "show", "gone"], NOT_FOUND, ["'gone'", "embed"]),
         (["runs", "show", "../x"], CONFIG, ["../x"]),
-        (["predict", "bass", "x.png"], NOT_FOUND, ["model:bass@latest"]),
-        (["predict", "base", "gone.png"], NOT_FOUND, ["gone.png"]),
+        (["predict", "bass@latest", "x.png"], NOT_FOUND, ["model:bass@latest"]),
+        (["predict", "model:base", "gone.png"], NOT_FOUND, ["gone.png"]),
+        (["predict", "base", "x.png"], NOT_FOUND, ["'base' is no package folder", "model:NAME@VERSION"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -285,14 +286,23 @@ def test_model_init_is_deterministic_and_import_keeps_the_files(bench, tmp_path)
     def call(*arguments):
         return succeed(bench.binary, "--store", store, *arguments, env=bench.env)
 
-    digest = bench.good("model", "show", "base@1", "--json")["digest"]
+    def files(version):
+        # all but what carries the time of the making
+        timed = ("MLmodel", "README.md", "medtune-manifest.json")
+        return {f["path"]: f["sha256"] for f in version["files"] if f["path"] not in timed}
+
+    base = bench.good("model", "show", "base@1", "--json")
     call("model", "init", "--name", "same", *bench.init)
     call("model", "init", "--name", "seeded", *bench.init, "--seed", "7")
     bench.good("model", "pull", "base", tmp_path / "pulled")
     call("model", "import", "--name", "imported", tmp_path / "pulled")
-    found = {entry: call("model", "show", entry, "--json")["digest"] for entry in ("same", "seeded", "imported")}
-    assert found["same"] == digest and found["imported"] == digest and found["seeded"] != digest
-    check_complete(store)
+    found = {entry: call("model", "show", entry, "--json") for entry in ("same", "seeded", "imported")}
+    assert found["imported"]["digest"] == base["digest"]
+    assert files(found["same"]) == files(base) != files(found["seeded"])
+    # asked for again, each is the version that exists
+    call("model", "init", "--name", "same", *bench.init)
+    call("model", "import", "--name", "imported", tmp_path / "pulled")
+    assert {len(versions) for versions in check_complete(store).values()} == {1}
 
 
 def test_predict(bench, tmp_path):
@@ -300,12 +310,12 @@ def test_predict(bench, tmp_path):
     for n in range(3):
         images.append(tmp_path / f"{n}.jpg")
         images[-1].write_bytes(jpeg(n))
-    found = bench.good("predict", "base", *images, "--text", "a red one", "--json")
+    found = bench.good("predict", "base@1", *images, "--text", "a red one", "--json")
     assert json.dumps(found)
     text = bench.good("predict", "model:base@1", *images)
     assert text.strip()
     (tmp_path / "bad.jpg").write_bytes(jpeg(1)[:-150])
-    refused(bench.call("predict", "base", images[0], tmp_path / "bad.jpg"), DATA, tmp_path / "bad.jpg")
+    refused(bench.call("predict", "base@1", images[0], tmp_path / "bad.jpg"), DATA, tmp_path / "bad.jpg")
 
 
 def test_runs_list(bench):
@@ -346,3 +356,8 @@ def test_json_logging(bench, tmp_path):
     last = json.loads(done.stderr.splitlines()[-1])
     assert done.returncode == NOT_FOUND and done.stdout == ""
     assert "gone.yaml" in json.dumps(last) and "not-found" in json.dumps(last)
+
+
+def test_variables_that_are_no_text_do_no_harm(bench):
+    done = invoke(bench.binary, "validate", bench.job, env=bench.env | {"ODD": b"\xff\xfe"})
+    assert done.returncode == 0, done.stderr
