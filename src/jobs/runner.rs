@@ -59,9 +59,7 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
     let steps = job.steps();
     let mut made: Made = BTreeMap::new();
     let mut plans = Vec::new();
-    for (_, step) in &steps {
-        inputs::check(store, job, step)?;
-    }
+    check_all(store, job)?;
     for index in run_order(job)? {
         let (name, step) = &steps[index];
         let ready = dependencies(step).all(|d| made.contains_key(d));
@@ -113,9 +111,7 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn all(&mut self) -> Result<()> {
-        for (_, step) in &self.job.steps() {
-            inputs::check(self.store, self.job, step)?;
-        }
+        check_all(self.store, self.job)?;
         self.record.save(self.store)?;
         let root = self.options.work_folder.clone().unwrap_or_else(|| std::env::temp_dir().join("medtune"));
         let scratch = Scratch::create(&root, &self.record.run_id)?;
@@ -287,6 +283,16 @@ impl Runner<'_> {
         }
         Ok(outputs)
     }
+}
+
+/// Everything that can be said of the inputs before any step has run.
+fn check_all(store: &Store, job: &Job) -> Result<()> {
+    let steps = job.steps();
+    for (name, step) in &steps {
+        let checked = inputs::check(store, job, step);
+        if steps.len() > 1 { checked.context(|| format!("step {name}"))? } else { checked? }
+    }
+    Ok(())
 }
 
 fn run_order(job: &Job) -> Result<Vec<usize>> {

@@ -130,10 +130,16 @@ def check_complete(store):
 
 
 def snapshot(store):
-    """All that a store holds but run records and locks: path to SHA-256."""
+    """What a store offers to others: path to SHA-256. Run records, locks and times of beginning are not among it."""
     store = Path(store)
-    kept = (p for top in ("registry", "data", "models", "cache") for p in (store / top).rglob("*") if p.is_file())
+    kept = (p for top in ("registry", "data", "models", "cache/steps") for p in (store / top).rglob("*") if p.is_file())
     return {p.relative_to(store).as_posix(): sha256(p) for p in kept}
+
+
+def records(store):
+    """The run records by run id, read from the store's files."""
+    found = (json.loads(path.read_text()) for path in Path(store).glob("runs/*/run.json"))
+    return {record["run_id"]: record for record in found}
 
 
 def jpeg(seed, size=24):
