@@ -15,7 +15,7 @@ use crate::registry::{AssetKind, folder_files};
 use crate::train::evaluation::Evaluation;
 use crate::train::loader::Loader;
 use crate::train::trainer::{BEST, Outcome, Training};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// The text that a label becomes in evaluation and serving.
@@ -173,7 +173,7 @@ fn package(
         "code_version": crate::CODE_VERSION,
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "weights": "best",
-        "training": outcome,
+        "training": lasting(outcome)?,
         "prompt_templates": parameters.prompt_templates,
         "seed": parameters.seed,
     });
@@ -203,7 +203,7 @@ fn package(
     };
     let folder = context.scratch.join("package");
     write_package(&spec, &folder)?;
-    let metrics = serde_json::to_value(outcome).unwrap_or_default();
+    let metrics = as_json(outcome)?;
     let mut produced = Produced { metrics: metrics.clone(), ..Produced::default() };
     let artifact = |kind, files, description: &str| Artifact {
         kind,
@@ -220,4 +220,18 @@ fn package(
         artifact(AssetKind::Data, folder_files(save_dir)?, "best and last weights and the series of a training"),
     );
     Ok(produced)
+}
+
+fn as_json(outcome: &Outcome) -> Result<Value> {
+    serde_json::to_value(outcome).map_err(|e| Error::internal("cannot write a training's outcome").with_source(e))
+}
+
+/// What a training came to, without what differs from one repetition to the next: a step that was killed while its outputs
+/// were registered must make the same bytes again, or it would register a second version.
+fn lasting(outcome: &Outcome) -> Result<Value> {
+    let mut value = as_json(outcome)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.shift_remove("data_wait_share");
+    }
+    Ok(value)
 }
