@@ -151,6 +151,12 @@ def jpeg(seed, size=24):
     return out.getvalue()
 
 
+def small_pixels(config):
+    """A model configuration whose images are standardised at a small size, which is much of the time of a debug build."""
+    names = ("image_standardization_jpeg_compression_ratio", "image_standardization_image_size")
+    return config | {"PIXELS": dict(zip(names, (75, 64), strict=True))}
+
+
 def write_tsv(path, rows):
     """Writes (key, value) rows; bytes become base64, other values than text become JSON."""
 

@@ -10,7 +10,7 @@ import time
 import conftest
 import pytest
 import yaml
-from harness import check_complete, environment, invoke, jpeg, records, refused, snapshot, succeed, write_tsv
+from harness import check_complete, environment, invoke, jpeg, records, refused, small_pixels, snapshot, succeed, write_tsv
 
 CONFIG, DATA, PACKAGE, NOT_FOUND, NO_SPACE = 10, 11, 12, 13, 21
 LABELS = ["red spot", "green spot", "blue spot"]
@@ -48,7 +48,7 @@ class Bench:
             path = folder / "images" / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes_)
-        (folder / "model.yaml").write_text(yaml.safe_dump(conftest.model_config()))
+        (folder / "model.yaml").write_text(yaml.safe_dump(small_pixels(conftest.model_config())))
         self.good("model", "init", "--name", "base", "--config", folder / "model.yaml", "--label-texts", self.labels)
         self.good("run", self.write(folder / "good.yaml", self.good_pipeline()))
         self.good("model", "pull", "base@latest", folder / "package")
@@ -221,6 +221,13 @@ def unknown_training_key(bench, folder):
 @case(CONFIG)
 def unknown_training_override(bench, folder):
     return bench.finetune({"training": {"MAX_NUM_EPOCH": 1}}), ("MAX_NUM_EPOCH", "did you mean 'MAX_NUM_EPOCHS'?")
+
+
+@case(CONFIG)
+def unknown_training_key_of_a_later_step(bench, folder):
+    job, fragments = unknown_training_key(bench, folder)
+    steps = {"first": bench.prepare(), "second": job}
+    return {"kind": "Pipeline", "name": "late", "steps": steps}, ("step second", *fragments)
 
 
 # 3. bad base64
@@ -458,6 +465,13 @@ def damaged_weights(bench, folder, how):
         bytes_[:4] = b"PK\x03\x04"
     path.write_bytes(bytes_)
     return bench.embed(mlflow_model_path=copy), ("input mlflow_model_path", copy, path.relative_to(copy))
+
+
+@case(PACKAGE)
+def cut_weights_of_a_later_step(bench, folder):
+    job, _ = damaged_weights(bench, folder, "cut")
+    steps = {"first": bench.prepare(), "second": job}
+    return {"kind": "Pipeline", "name": "late", "steps": steps}, ("step second", weights(folder / "package"))
 
 
 @case(PACKAGE)

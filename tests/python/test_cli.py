@@ -5,9 +5,10 @@ import re
 import shutil
 
 import conftest
+import jsonschema
 import pytest
 import yaml
-from harness import check_complete, environment, invoke, jpeg, manifests, refused, sha256, succeed, write_tsv
+from harness import check_complete, environment, invoke, jpeg, manifests, refused, sha256, small_pixels, succeed, write_tsv
 
 ROOT = conftest.ROOT
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -33,7 +34,7 @@ class Bench:
         self.binary, self.folder, self.store = binary, folder, folder / "store"
         self.env = environment(folder / "tmp")
         (folder / "labels.txt").write_text("red\ngreen\n")
-        (folder / "model.yaml").write_text(yaml.safe_dump(conftest.model_config()))
+        (folder / "model.yaml").write_text(yaml.safe_dump(small_pixels(conftest.model_config())))
         self.images = write_tsv(folder / "images.tsv", [(f"i/{n}.jpg", jpeg(n)) for n in range(5)])
         self.init = ["--config", folder / "model.yaml", "--label-texts", folder / "labels.txt"]
         self.good("model", "init", "--name", "base", *self.init)
@@ -76,7 +77,6 @@ def test_wrong_usage(binary, arguments):
 
 
 def validator(schema):
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
