@@ -10,7 +10,9 @@ use crate::config::kinds::Kind;
 use crate::error::{Error, Result};
 use crate::telemetry::LogFormat;
 use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// The command line's arguments.
 #[derive(Debug, Parser)]
@@ -112,23 +114,37 @@ struct PredictArguments {
     json: bool,
 }
 
-/// Parses the process's arguments, starts logging, and does what they say.
-///
-/// # Errors
-/// Whatever went wrong, of the kind that decides the exit code.
-pub fn main() -> Result<()> {
+/// Parses the process's arguments, starts logging, does what they say, and reports what went wrong: one line on standard
+/// error, as JSON where log lines are JSON. The exit code is that of the error's kind.
+#[must_use]
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = match cli.log_format {
         Format::Text => LogFormat::Text,
         Format::Json => LogFormat::Json,
     };
     crate::telemetry::init(format, &cli.log_level);
-    let environment: Environment = std::env::vars().collect();
+    // a variable that is not text cannot be used in a job file, but is no fault of this program's user either
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let environment: Environment = std::env::vars_os().filter_map(text).collect();
     #[cfg(feature = "torch")]
     if cli.verb.computes() {
         run::let_idle_threads_sleep(&environment);
     }
-    cli.run(&environment)
+    let Err(error) = cli.run(&environment) else { return ExitCode::SUCCESS };
+    let (kind, code) = (error.kind(), error.kind().exit_code());
+    match format {
+        LogFormat::Text => eprintln!("error: {error}"),
+        // not through the log, whose level could hide it
+        LogFormat::Json => {
+            let fields = serde_json::json!({
+                "timestamp": crate::registry::now(), "level": "ERROR", "message": error.to_string(),
+                "kind": kind.name(), "exit_code": code, "retryable": kind.retryable(),
+            });
+            eprintln!("{fields}");
+        }
+    }
+    ExitCode::from(code)
 }
 
 #[cfg(feature = "torch")]

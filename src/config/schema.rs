@@ -19,7 +19,30 @@ pub fn job_schema(kind: Option<Kind>) -> Value {
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!(kind.map_or_else(|| "medtune job".to_owned(), |k| format!("medtune {k} job")));
     root["$defs"] = Value::Object(generator.take_definitions(true).into_iter().collect());
+    allow_variables(&mut root);
     root
+}
+
+/// Lets `${VAR}` stand for every number and truth value, as it does in job files.
+fn allow_variables(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(allow_variables),
+        Value::Object(map) => {
+            map.values_mut().for_each(allow_variables);
+            let scalar = |t: &Value| matches!(t.as_str(), Some("integer" | "number" | "boolean"));
+            let types = map.get("type");
+            if types.is_some_and(scalar) || types.and_then(Value::as_array).is_some_and(|t| t.iter().any(scalar)) {
+                let mut inner = std::mem::take(map);
+                for note in ["description", "default"] {
+                    if let Some(value) = inner.shift_remove(note) {
+                        map.insert(note.to_owned(), value);
+                    }
+                }
+                map.insert("anyOf".to_owned(), json!([inner, { "type": "string", "pattern": r"^\$\{.+\}$" }]));
+            }
+        }
+        _ => {}
+    }
 }
 
 fn one(kind: Kind, generator: &mut SchemaGenerator) -> Value {
@@ -112,6 +135,15 @@ mod tests {
             }
         }
         assert_eq!(job_schema(None)["oneOf"].as_array().map(Vec::len), Some(Kind::ALL.len()));
+    }
+
+    #[test]
+    fn variables_may_stand_for_numbers() {
+        let schema = job_schema(Some(Kind::Prepare)).to_string();
+        assert!(
+            schema.contains(r#""anyOf":[{"type":"integer"#) && schema.contains(r#"{"type":"string","pattern":"#),
+            "{schema}"
+        );
     }
 
     #[test]

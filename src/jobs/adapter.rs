@@ -39,8 +39,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> 
     train.classes.iter().for_each(|&c| seen[c] = true);
     if let Some(class) = seen.iter().position(|s| !s) {
         let label = labels.get(class as u32).unwrap_or_default();
+        let texts = context.path("train_text_tsv")?.display();
         return Err(Error::data(format!(
-            "train_text_tsv: no row of class {class} ('{label}'); add images or remove the label"
+            "'{texts}' has no row of class {class} ('{label}'): add images or remove the label"
         )));
     }
 

@@ -3,8 +3,8 @@
 use super::{Artifact, Produced, StepContext};
 use crate::CODE_VERSION;
 use crate::config::parameters::EmbedParameters;
-use crate::data::TsvReader;
 use crate::data::embeddings::{self, EmbeddingsManifest, EmbeddingsWriter};
+use crate::data::{TsvReader, validate_images};
 use crate::error::{Context, Error, Result};
 use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
@@ -32,6 +32,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         return Err(Error::data(format!("'{}' has no rows", images.path().display())));
     }
     images.keys().map(drop)?;
+    validate_images(&images)?;
     let mut package = package;
     let pixels = &mut package.config.pixels;
     pixels.jpeg_quality = parameters.image_standardization_jpeg_compression_ratio.unwrap_or(pixels.jpeg_quality);

@@ -15,7 +15,7 @@ use crate::registry::{AssetKind, folder_files};
 use crate::train::evaluation::Evaluation;
 use crate::train::loader::Loader;
 use crate::train::trainer::{BEST, Outcome, Training};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// The text that a label becomes in evaluation and serving.
@@ -99,18 +99,23 @@ fn training_config(
 ) -> Result<TrainingConfig> {
     let path = context.path("conf_files")?;
     let origin = path.display().to_string();
-    let mut document = read_yaml(path)?;
-    for (key, value) in &parameters.training {
-        document = apply_overrides(document, &[format!("{key}={value}")])
-            .map_err(|e| e.with_kind(crate::ErrorKind::Config).context("parameters.training"))?;
-    }
-    let Parsed { config, model_keys, warnings } = training::parse(&document, &origin)?;
+    let Parsed { config, model_keys, warnings } = read_training(path, parameters)?;
     let base_yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
     training::check_model_keys(&model_keys, &base_yaml, &origin)?;
     for warning in warnings {
         tracing::warn!("{origin}: {warning}");
     }
     Ok(config)
+}
+
+/// The training configuration at `path` with the job's replacements.
+pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Result<Parsed> {
+    let mut document = read_yaml(path)?;
+    for (key, value) in &parameters.training {
+        document = apply_overrides(document, &[format!("{key}={value}")])
+            .map_err(|e| e.with_kind(crate::ErrorKind::Config).context("parameters.training"))?;
+    }
+    training::parse(&document, &path.display().to_string())
 }
 
 /// Reads and checks the TSVs, before any model is loaded.
@@ -168,7 +173,7 @@ fn package(
         "code_version": crate::CODE_VERSION,
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "weights": "best",
-        "training": outcome,
+        "training": lasting(outcome)?,
         "prompt_templates": parameters.prompt_templates,
         "seed": parameters.seed,
     });
@@ -198,7 +203,7 @@ fn package(
     };
     let folder = context.scratch.join("package");
     write_package(&spec, &folder)?;
-    let metrics = serde_json::to_value(outcome).unwrap_or_default();
+    let metrics = as_json(outcome)?;
     let mut produced = Produced { metrics: metrics.clone(), ..Produced::default() };
     let artifact = |kind, files, description: &str| Artifact {
         kind,
@@ -215,4 +220,18 @@ fn package(
         artifact(AssetKind::Data, folder_files(save_dir)?, "best and last weights and the series of a training"),
     );
     Ok(produced)
+}
+
+fn as_json(outcome: &Outcome) -> Result<Value> {
+    serde_json::to_value(outcome).map_err(|e| Error::internal("cannot write a training's outcome").with_source(e))
+}
+
+/// What a training came to, without what differs from one repetition to the next: a step that was killed while its outputs
+/// were registered must make the same bytes again, or it would register a second version.
+fn lasting(outcome: &Outcome) -> Result<Value> {
+    let mut value = as_json(outcome)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.shift_remove("data_wait_share");
+    }
+    Ok(value)
 }

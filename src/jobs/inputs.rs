@@ -1,9 +1,13 @@
 //! From what a job file says of an input to a local path with a hash.
 
+use super::finetune::read_training;
 use crate::config::job::{InputSource, Job, Step};
 use crate::config::kinds::{Kind, PortType};
+use crate::config::parameters::Parameters;
 use crate::data::tsv::index_path;
+use crate::data::{Labels, TextConstants};
 use crate::error::{Context, Error, Result};
+use crate::package::read_package;
 use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
 use crate::storage::{Store, sha256_file, sha256_hex};
 use rayon::prelude::*;
@@ -64,17 +68,33 @@ pub(super) fn resolve(
     Ok(resolved)
 }
 
-/// Checks that the inputs of `step` that do not come from other steps are there, without reading them.
+/// Checks that the inputs of `step` that do not come from other steps are there, and reads those that are small: so a typing
+/// error in the last step's configuration is found before the first step runs.
 ///
 /// # Errors
-/// As [`resolve`].
+/// As [`resolve`], and those of reading configurations, labels and the settings of packages.
 pub(super) fn check(store: &Store, job: &Job, step: &Step) -> Result<()> {
     for (name, source) in &step.inputs {
         let InputSource::External(text) = source else { continue };
         let port = port_type(step.kind, name)?;
-        locate(store, &job.folder, text, port).map(drop).context(|| format!("input {name}"))?;
+        let found = locate(store, &job.folder, text, port).context(|| format!("input {name}"))?;
+        let path = match found {
+            Located::Path(path) => path,
+            Located::Version(version) => of_version(store, *version, port).context(|| format!("input {name}"))?.path,
+        };
+        check_content(step, name, &path).context(|| format!("input {name}"))?;
     }
     Ok(())
+}
+
+fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
+    match (name, &step.parameters) {
+        ("conf_files", Parameters::Finetune(parameters)) => read_training(path, parameters).map(drop),
+        ("label_file", _) => Labels::read(path).map(drop),
+        ("text_constants", _) => TextConstants::read(path).map(drop),
+        _ if port_type(step.kind, name)? == PortType::Model => read_package(path).map(drop),
+        _ => Ok(()),
+    }
 }
 
 fn port_type(kind: Kind, name: &str) -> Result<PortType> {

@@ -18,26 +18,37 @@ impl LabelledEmbeddings {
         let embeddings = embeddings::read(folder).context(|| format!("embeddings '{}'", folder.display()))?;
         let texts = TsvReader::open(text_tsv)?;
         let rows = read_class_rows(&texts)?;
-        if rows.len() != embeddings.rows() {
-            return Err(Error::data(format!(
-                "'{}' has {} rows, '{}' has {}; give the texts of the images that were embedded",
-                text_tsv.display(),
-                rows.len(),
-                folder.display(),
-                embeddings.rows()
-            )));
-        }
         let mut classes = Vec::with_capacity(rows.len());
         for (index, (row, name)) in rows.iter().zip(&embeddings.names).enumerate() {
             let key = texts.row(index)?.key;
             if key != name {
-                return Err(texts.error(index, format!("key '{key}', but the embedding of that row is of '{name}'")));
+                return Err(texts.error(
+                    index,
+                    format!("key '{key}', but the embedding of that row in '{}' is of key '{name}'", folder.display()),
+                ));
             }
             if labels.get(row.class_id).is_none() {
-                let text = format!("key '{key}': class id {} is not in the {} labels", row.class_id, labels.len());
+                let text = format!(
+                    "key '{key}': class_id {} is out of range: the label file has {} lines",
+                    row.class_id,
+                    labels.len()
+                );
                 return Err(texts.error(index, text));
             }
             classes.push(row.class_id as usize);
+        }
+        if rows.len() != embeddings.rows() {
+            let (texts_path, row) = (texts.path().display(), rows.len().min(embeddings.rows()));
+            let key =
+                embeddings.names.get(row).map_or_else(|| texts.row(row).map(|r| r.key), |name| Ok(name.as_str()))?;
+            return Err(Error::data(format!(
+                "row {}: key '{key}' has no partner: '{texts_path}' has {} rows, '{}' has {}; give the texts of the images that \
+                 were embedded",
+                row + 1,
+                rows.len(),
+                folder.display(),
+                embeddings.rows()
+            )));
         }
         Ok(LabelledEmbeddings { embeddings, classes })
     }

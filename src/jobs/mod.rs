@@ -22,8 +22,8 @@ pub use runner::{Plan, RunOptions, plan, run};
 
 use crate::config::job::Compute;
 use crate::config::parameters::Parameters;
-use crate::error::{Error, Result};
-use crate::package::{Package, read_package};
+use crate::error::{Context, Error, Result};
+use crate::package::{Package, read_package, verify_package};
 use crate::registry::AssetKind;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,16 @@ impl StepContext<'_> {
     /// # Errors
     /// [`crate::ErrorKind::Package`] naming the input and the file.
     pub fn package(&self, name: &str) -> Result<Package> {
-        read_package(self.path(name)?).map_err(|e| e.context(format!("input {name}")))
+        let input = self.input(name)?;
+        let read = || {
+            let package = read_package(&input.path)?;
+            // versions of the store are watched over by the registry, other folders by nobody
+            if input.version.is_none() {
+                verify_package(&input.path)?;
+            }
+            Ok(package)
+        };
+        read().context(|| format!("input {name}"))
     }
 
     /// A new sub-folder of the scratch folder.

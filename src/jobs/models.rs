@@ -104,8 +104,9 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
 /// or a folder with `config.yaml`, `vision_model/` and `language_model/`. Older parameter names are translated.
 ///
 /// # Errors
-/// [`ErrorKind::Package`] naming what is missing or does not fit.
+/// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
 pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version, bool)> {
+    fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
         let package = crate::package::read_package(folder)?;

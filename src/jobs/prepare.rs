@@ -20,8 +20,9 @@ const CHUNK: usize = 256;
 const SPLITS: [&str; 3] = ["train", "validation", "test"];
 
 pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> Result<Produced> {
-    let constants = TextConstants::read(context.path("text_constants")?)?;
-    let found = scan(context.path("image_folder")?)?;
+    let (image_folder, constants_file) = (context.path("image_folder")?, context.path("text_constants")?);
+    let constants = TextConstants::read(constants_file)?;
+    let found = scan(image_folder)?;
     if found.ignored > 0 {
         tracing::warn!(count = found.ignored, "entries of the image folder are no images of a class and are left out");
     }
@@ -29,7 +30,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         .images
         .iter()
         .map(|image| constants.text(&image.folder, &parameters.text_template))
-        .collect::<Result<_>>()?;
+        .collect::<Result<_>>()
+        .context(|| format!("'{}'", constants_file.display()))?;
     let kept = match parameters.keep_most_frequent {
         0 => (0..texts.len()).collect(),
         n => keep_most_frequent(&texts, n),
@@ -39,6 +41,15 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         .iter()
         .map(|&i| labels.id(&texts[i]).ok_or_else(|| Error::internal("a text without a label")))
         .collect::<Result<_>>()?;
+    for (id, label) in labels.texts().iter().enumerate() {
+        let count = class_ids.iter().filter(|&&c| c as usize == id).count();
+        if count < SPLITS.len() {
+            return Err(Error::data(format!(
+                "'{}': class '{label}' has {count} images, too few for train, validation and test: add images or remove its folder",
+                image_folder.display()
+            )));
+        }
+    }
     let split = &parameters.split;
     let parts = stratified_split(&class_ids, &[split.train, split.validation, split.test], split.seed)?;
 

@@ -3,7 +3,8 @@
 //! Guarantees:
 //! - A step whose fingerprint (kind, parameters, content of its inputs, names of its outputs, code version) was finished
 //!   before is not run again: its versions are reused. So a run that failed or was killed goes on where it stopped.
-//! - Outputs become visible one version at a time, each whole, and only after the step has succeeded.
+//! - Outputs become visible one version at a time, each whole, and only after the step has succeeded and the files of all
+//!   of them are in the store.
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 
@@ -17,7 +18,7 @@ use crate::config::kinds::Kind;
 use crate::error::{Context, Error, Result};
 use crate::registry::{
     CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, StepCache, StepRecord,
-    StepStatus, Version, get, new_run_id, publish,
+    StepStatus, Version, get, new_run_id, publish_all,
 };
 use crate::storage::{Store, sha256_hex};
 use crate::telemetry::duration;
@@ -58,9 +59,7 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
     let steps = job.steps();
     let mut made: Made = BTreeMap::new();
     let mut plans = Vec::new();
-    for (_, step) in &steps {
-        inputs::check(store, job, step)?;
-    }
+    check_all(store, job)?;
     for index in run_order(job)? {
         let (name, step) = &steps[index];
         let ready = dependencies(step).all(|d| made.contains_key(d));
@@ -112,9 +111,7 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn all(&mut self) -> Result<()> {
-        for (_, step) in &self.job.steps() {
-            inputs::check(self.store, self.job, step)?;
-        }
+        check_all(self.store, self.job)?;
         self.record.save(self.store)?;
         let root = self.options.work_folder.clone().unwrap_or_else(|| std::env::temp_dir().join("medtune"));
         let scratch = Scratch::create(&root, &self.record.run_id)?;
@@ -263,9 +260,11 @@ impl Runner<'_> {
         // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
         let owner =
             if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
+        let mut names = Vec::new();
+        let mut versions = Vec::new();
         for (output, artifact) in produced.outputs {
             let spec = step.outputs.get(&output).cloned().unwrap_or_default();
-            let new = NewVersion {
+            versions.push(NewVersion {
                 kind: artifact.kind,
                 name: self.job.output_name(name, step, &output),
                 description: if spec.description.is_empty() { artifact.description } else { spec.description },
@@ -274,13 +273,26 @@ impl Runner<'_> {
                 owner: format!("{owner}/{output}"),
                 lineage: lineage.clone(),
                 metadata: artifact.metadata,
-            };
-            let version = publish(self.store, new)?;
+            });
+            names.push(output);
+        }
+        // together, so that a disk that fills up half-way leaves none of them visible
+        for (output, version) in names.into_iter().zip(publish_all(self.store, versions)?) {
             tracing::info!(step = %name, output = %output, version = %version.reference(), "registered");
             outputs.insert(output, version);
         }
         Ok(outputs)
     }
+}
+
+/// Everything that can be said of the inputs before any step has run.
+fn check_all(store: &Store, job: &Job) -> Result<()> {
+    let steps = job.steps();
+    for (name, step) in &steps {
+        let checked = inputs::check(store, job, step);
+        if steps.len() > 1 { checked.context(|| format!("step {name}"))? } else { checked? }
+    }
+    Ok(())
 }
 
 fn run_order(job: &Job) -> Result<Vec<usize>> {

@@ -53,7 +53,6 @@ impl UniCl {
     }
 
     /// The logarithm of the factor on cosine similarities, a scalar parameter.
-    #[must_use]
     pub fn logit_scale(&self) -> Tensor {
         self.logit_scale.shallow_clone()
     }

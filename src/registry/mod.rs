@@ -30,7 +30,7 @@ mod steps;
 mod version;
 
 pub use content::{folder_files, pull, verify_version};
-pub use publish::publish;
+pub use publish::{publish, publish_all};
 pub use read::{get, list_names, list_versions, open_local};
 pub use reference::{Reference, Selector};
 pub use runs::{

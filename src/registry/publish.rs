@@ -36,11 +36,42 @@ struct Claim {
 /// [`crate::ErrorKind::Conflict`] if the store holds files where the version would go that nobody has reserved,
 /// [`crate::ErrorKind::NoSpace`] for a full disk, [`crate::ErrorKind::Storage`] otherwise. Nothing is visible then.
 pub fn publish(store: &Store, new: NewVersion) -> Result<Version> {
-    let title = format!("publish {}:{}", new.kind, new.name);
-    publish_checked(store, new).context(|| title)
+    let published = publish_all(store, vec![new])?;
+    published.into_iter().next().ok_or_else(|| Error::internal("publishing one version made none"))
 }
 
-fn publish_checked(store: &Store, mut new: NewVersion) -> Result<Version> {
+/// Publishes versions that belong together, such as the outputs of one step: the files of all are in the store before the
+/// first becomes visible, so that a full disk or a missing file leaves none of them visible. Returns them in the same order.
+///
+/// Attempts of the same owners must give them in the same order; the first stands for all where attempts wait for each other.
+///
+/// # Errors
+/// As [`publish`].
+pub fn publish_all(store: &Store, new: Vec<NewVersion>) -> Result<Vec<Version>> {
+    for version in &new {
+        check_new(version).context(|| title(version))?;
+    }
+    let Some(first) = new.first() else { return Ok(Vec::new()) };
+    let _lock = store.lock(&format!("{}/{}/{}", first.kind, first.name, first.owner))?;
+    let mut staged: Vec<Staged> = Vec::with_capacity(new.len());
+    for version in new {
+        let title = title(&version);
+        match stage(store, version).context(|| title) {
+            Ok(done) => staged.push(done),
+            Err(error) => {
+                staged.iter().for_each(|s| s.discard(store, &error));
+                return Err(error);
+            }
+        }
+    }
+    staged.into_iter().map(|s| s.commit(store)).collect()
+}
+
+fn title(new: &NewVersion) -> String {
+    format!("publish {}:{}", new.kind, new.name)
+}
+
+fn check_new(new: &NewVersion) -> Result<()> {
     check_name(&new.name)?;
     check_paths(new.files.iter().map(|(path, _)| path.as_str()))?;
     if new.files.is_empty() {
@@ -49,23 +80,55 @@ fn publish_checked(store: &Store, mut new: NewVersion) -> Result<Version> {
     if new.owner.is_empty() {
         return Err(Error::internal("a version needs an owner"));
     }
+    Ok(())
+}
+
+/// A version whose files are in the store.
+enum Staged {
+    /// It was visible before.
+    Published(Box<Version>),
+    /// Only its manifest is missing.
+    Uploaded { new: Box<NewVersion>, number: u64, files: Vec<FileEntry> },
+}
+
+impl Staged {
+    fn commit(self, store: &Store) -> Result<Version> {
+        match self {
+            Staged::Published(version) => Ok(*version),
+            Staged::Uploaded { new, number, files } => {
+                let title = title(&new);
+                commit(store, *new, number, files).context(|| title)
+            }
+        }
+    }
+
+    /// Removes the files of a version that does not become visible.
+    fn discard(&self, store: &Store, error: &Error) {
+        if let Staged::Uploaded { new, number, .. } = self {
+            discard(store, &prefix(new.kind, &new.name, *number), error);
+        }
+    }
+}
+
+fn stage(store: &Store, mut new: NewVersion) -> Result<Staged> {
     new.files.sort();
-    let _lock = store.lock(&format!("{}/{}/{}", new.kind, new.name, new.owner))?;
     let number = match earlier_attempt(store, &new)? {
-        Some(Earlier::Published(version)) => return Ok(*version),
+        Some(Earlier::Published(version)) => return Ok(Staged::Published(version)),
         Some(Earlier::Claimed(number)) => number,
         None => allocate(store, &new)?,
     };
     let folder = prefix(new.kind, &new.name, number);
     // what an interrupted attempt of this owner left
     store.delete_folder(&folder)?;
-    let files = upload(store, &new, &folder).inspect_err(|error| {
-        // the space may be needed; what cannot be removed is overwritten by the next attempt
-        if let Err(left) = store.delete_folder(&folder) {
-            tracing::warn!(folder, %left, %error, "files of an unfinished version stay in the store");
-        }
-    })?;
-    commit(store, new, number, files)
+    let files = upload(store, &new, &folder).inspect_err(|error| discard(store, &folder, error))?;
+    Ok(Staged::Uploaded { new: Box::new(new), number, files })
+}
+
+/// The space may be needed; what cannot be removed is overwritten by the next attempt.
+fn discard(store: &Store, folder: &str, error: &Error) {
+    if let Err(left) = store.delete_folder(folder) {
+        tracing::warn!(folder, %left, %error, "files of an unfinished version stay in the store");
+    }
 }
 
 /// What the same owner did before.

@@ -167,6 +167,25 @@ fn a_failed_upload_leaves_nothing_visible_and_is_repeated_under_its_number() {
 }
 
 #[test]
+fn versions_that_belong_together_are_visible_together_or_not_at_all() {
+    each_store(|store, folder| {
+        let good = || NewVersion { name: "other".to_owned(), ..new_version(folder, "o1", "x") };
+        let mut bad = new_version(folder, "o2", "y");
+        bad.files.push(("gone.bin".to_owned(), folder.join("gone.bin")));
+        let error = publish_all(store, vec![good(), bad.clone()]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().starts_with("publish model:net: "), "{error}");
+        assert!(list_names(store, AssetKind::Model).unwrap().is_empty());
+        assert!(store.list("models").unwrap().is_empty(), "files were left");
+        bad.files.pop();
+        let both = publish_all(store, vec![good(), bad.clone()]).unwrap();
+        assert_eq!(both.iter().map(Version::reference).collect::<Vec<_>>(), ["model:other@1", "model:net@1"]);
+        assert_eq!(publish_all(store, vec![good(), bad]).unwrap(), both);
+        assert!(publish_all(store, Vec::new()).unwrap().is_empty());
+    });
+}
+
+#[test]
 fn changed_missing_and_extra_files_are_named() {
     each_store(|store, folder| {
         let version = publish(store, new_version(folder, "o", "x")).unwrap();

@@ -7,6 +7,7 @@ mod progress;
 
 pub use progress::{Progress, duration};
 
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -24,7 +25,7 @@ pub fn init(format: LogFormat, level: &str) {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
-        LogFormat::Text => builder.with_target(false).compact().try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).compact().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     // only a second initialisation fails, and then the first one serves
