@@ -124,7 +124,23 @@ pub fn main() -> Result<()> {
     };
     crate::telemetry::init(format, &cli.log_level);
     let environment: Environment = std::env::vars().collect();
+    #[cfg(feature = "torch")]
+    if cli.verb.computes() {
+        run::let_idle_threads_sleep(&environment);
+    }
     cli.run(&environment)
+}
+
+#[cfg(feature = "torch")]
+impl Verb {
+    /// Whether tensors are computed with.
+    fn computes(&self) -> bool {
+        match self {
+            Verb::Run(arguments) => !arguments.dry_run,
+            Verb::Predict(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Cli {
