@@ -13,7 +13,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Takes `{path}.weight` [out, in] and `{path}.bias` [out].
+    /// Takes `{path}.weight` `[out, in]` and `{path}.bias` `[out]`.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] when one is missing.
@@ -35,7 +35,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Takes `{path}.weight` and `{path}.bias`, both [C].
+    /// Takes `{path}.weight` and `{path}.bias`, both `[C]`.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] when one is missing.
@@ -63,7 +63,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Takes `{path}.weight` [out, in / groups, K, K] and `{path}.bias` [out].
+    /// Takes `{path}.weight` `[out, in / groups, K, K]` and `{path}.bias` `[out]`.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] when one is missing.
