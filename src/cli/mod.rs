@@ -127,6 +127,10 @@ pub fn main() -> ExitCode {
     // a variable that is not text cannot be used in a job file, but is no fault of this program's user either
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let environment: Environment = std::env::vars_os().filter_map(text).collect();
+    #[cfg(feature = "torch")]
+    if cli.verb.computes() {
+        run::let_idle_threads_sleep(&environment);
+    }
     let Err(error) = cli.run(&environment) else { return ExitCode::SUCCESS };
     let (kind, code) = (error.kind(), error.kind().exit_code());
     match format {
@@ -141,6 +145,18 @@ pub fn main() -> ExitCode {
         }
     }
     ExitCode::from(code)
+}
+
+#[cfg(feature = "torch")]
+impl Verb {
+    /// Whether tensors are computed with.
+    fn computes(&self) -> bool {
+        match self {
+            Verb::Run(arguments) => !arguments.dry_run,
+            Verb::Predict(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Cli {

@@ -11,6 +11,23 @@ use crate::registry::{AssetKind, Reference, get, open_local};
 use crate::storage::Store;
 use std::path::{Path, PathBuf};
 
+/// The variables that decide how idle threads of libtorch's OpenMP wait; its libraries read them when they are loaded.
+const WAIT_POLICY: [&str; 2] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"];
+
+/// Starts this program once more with idle threads that sleep instead of spinning, unless the user has chosen. Spinning
+/// threads slow a job several times as soon as anything else runs on its cores: the image loader, another job, a container's
+/// CPU limit. The process stays the same one: its id, its arguments, its files.
+pub(super) fn let_idle_threads_sleep(environment: &Environment) {
+    use std::os::unix::process::CommandExt;
+    if WAIT_POLICY.iter().any(|name| environment.contains_key(*name)) {
+        return;
+    }
+    let Ok(program) = std::env::current_exe() else { return };
+    let arguments = std::env::args_os();
+    let error = std::process::Command::new(program).args(arguments.skip(1)).env(WAIT_POLICY[0], "passive").exec();
+    tracing::warn!(%error, "cannot start again with sleeping idle threads; going on without");
+}
+
 pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Environment) -> Result<()> {
     let job = Job::load(&arguments.job, &arguments.set, environment)?;
     let store = open_for(&job, uri)?;

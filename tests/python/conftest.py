@@ -155,7 +155,7 @@ class Run:
         """Folder or file of the newest version of a data output, in the store itself."""
         version = self._medtune("--store", self.store, "data", "show", f"{name}@latest", "--json")
         uri = version["uri"].removeprefix("file://")
-        files = [path for path in Path(uri).iterdir() if path.is_file()]
+        files = [path for path in Path(uri).iterdir() if path.suffix != ".lineidx"]
         return files[0] if name.endswith(("_tsv", "_file")) and len(files) == 1 else Path(uri)
 
     def images(self):
