@@ -9,15 +9,17 @@
 //! | [`config`] | job files and training configurations: rendered, parsed, validated |
 //! | [`storage`] | one store: put, get, list, and the create-if-absent that publishing rests on |
 //! | [`registry`] | named, numbered versions of datasets and models; run records |
-//! | [`data`] | image and text TSVs, class folders, labels, splits, embedding files |
 //! | [`imaging`] | from encoded bytes to normalised pixels: the one pixel path |
-//! | [`package`] | MLflow model folders: files and metadata, no tensors |
+//! | [`data`] | image and text TSVs, class folders, labels, splits, embedding files |
 //! | [`evaluation`] | metrics, thresholds, kNN, reports |
-//! | `model` | DaViT, text transformer, UniCL, adapter, weights (needs libtorch, as all below) |
-//! | `train` | loss, optimizer, schedule, the loop |
+//! | [`package`] | MLflow model folders: files and metadata, no tensors |
+//! | `model` | DaViT, text transformer, UniCL, adapter, weights |
 //! | `infer` | batched encoding of images and texts |
+//! | `train` | loss, optimizer, schedule, the loop |
 //! | `jobs` | one file a job kind; pipelines compose them |
 //! | [`cli`] | the command line, over all of them |
+//!
+//! `model`, `infer`, `train` and `jobs` need libtorch (feature `torch`); everything else builds without it.
 
 pub mod cli;
 pub mod config;
