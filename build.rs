@@ -57,7 +57,7 @@ fn code_version(root: &Path) -> String {
         println!("cargo:rerun-if-changed={folder}");
         collect(&root.join(folder), &mut files);
     }
-    files.push(root.join("Cargo.lock"));
+    files.extend(["Cargo.lock", "Cargo.toml"].map(|name| root.join(name)));
     files.sort();
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for file in &files {

@@ -140,16 +140,25 @@ impl Error {
         Self::new(ErrorKind::Engine, message)
     }
 
-    /// A file-system error at `path`: missing files are [`ErrorKind::NotFound`], a full disk is [`ErrorKind::NoSpace`],
-    /// everything else is [`ErrorKind::Storage`].
+    /// A file-system error at `path`: missing files are [`ErrorKind::NotFound`], a full disk is [`ErrorKind::NoSpace`], text
+    /// that is not UTF-8 is [`ErrorKind::Data`], what no retry can mend (a folder in place of a file, an impossible name,
+    /// missing rights) is [`ErrorKind::Config`], everything else is [`ErrorKind::Storage`].
     pub fn io(action: &str, path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let kind = match source.kind() {
             Io::NotFound => ErrorKind::NotFound,
             Io::StorageFull | Io::QuotaExceeded => ErrorKind::NoSpace,
+            Io::InvalidData => ErrorKind::Data,
+            Io::IsADirectory | Io::NotADirectory | Io::InvalidInput | Io::InvalidFilename | Io::PermissionDenied => {
+                ErrorKind::Config
+            }
             _ => ErrorKind::Storage,
         };
-        let hint = if kind == ErrorKind::NoSpace { ": no space left, free some and run the job again" } else { "" };
+        let hint = match source.kind() {
+            Io::StorageFull | Io::QuotaExceeded => ": no space left, free some and run the job again",
+            Io::PermissionDenied => ": check the permissions",
+            _ => "",
+        };
         Self::new(kind, format!("cannot {action} '{}'{hint}", path.as_ref().display())).with_source(source)
     }
 

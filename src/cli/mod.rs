@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
         Format::Text => LogFormat::Text,
         Format::Json => LogFormat::Json,
     };
-    crate::telemetry::init(format, &cli.log_level);
+    let started = crate::telemetry::init(format, &cli.log_level);
     // a variable that is not text cannot be used in a job file, but is no fault of this program's user either
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let environment: Environment = std::env::vars_os().filter_map(text).collect();
@@ -131,7 +131,7 @@ pub fn main() -> ExitCode {
     if cli.verb.computes() {
         run::let_idle_threads_sleep(&environment);
     }
-    let Err(error) = cli.run(&environment) else { return ExitCode::SUCCESS };
+    let Err(error) = started.and_then(|()| cli.run(&environment)) else { return ExitCode::SUCCESS };
     let (kind, code) = (error.kind(), error.kind().exit_code());
     match format {
         LogFormat::Text => eprintln!("error: {error}"),

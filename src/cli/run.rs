@@ -30,7 +30,7 @@ pub(super) fn let_idle_threads_sleep(environment: &Environment) {
 
 pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Environment) -> Result<()> {
     let job = Job::load(&arguments.job, &arguments.set, environment)?;
-    let store = open_for(&job, uri)?;
+    let store = open_for(&job, uri, arguments.dry_run)?;
     if arguments.dry_run {
         let plans = jobs::plan(&store, &job)?;
         if arguments.json {
@@ -53,11 +53,12 @@ pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Envi
 }
 
 /// The store of the command line or environment, else that of the job file, whose relative path starts at its folder.
-fn open_for(job: &Job, uri: Option<&str>) -> Result<Store> {
+fn open_for(job: &Job, uri: Option<&str>, dry_run: bool) -> Result<Store> {
+    let open = if dry_run { Store::open_existing } else { Store::open };
     match (uri, &job.store) {
-        (Some(uri), _) => Store::open(uri),
-        (None, Some(uri)) if uri.contains("://") => Store::open(uri),
-        (None, Some(path)) => Store::open(&job.folder.join(path).to_string_lossy()),
+        (Some(uri), _) => open(uri),
+        (None, Some(uri)) if uri.contains("://") => open(uri),
+        (None, Some(path)) => open(&job.folder.join(path).to_string_lossy()),
         (None, None) => {
             Err(Error::usage("which store? give --store URI, set MEDTUNE_STORE, or write store: into the job file"))
         }
@@ -103,7 +104,7 @@ fn package_folder(text: &str, uri: Option<&str>) -> Result<PathBuf> {
             "'{text}' is no package folder; write model:NAME@VERSION for one in the store"
         )));
     }
-    let store = store::open(uri)?;
+    let store = store::open_existing(uri)?;
     let version = get(&store, &Reference::parse(text, Some(AssetKind::Model))?)?;
     open_local(&store, &version)
 }

@@ -108,6 +108,11 @@ pub(super) enum DataVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Hash every file of a version again.
+    Verify {
+        /// NAME, NAME@VERSION or NAME@latest.
+        reference: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -129,9 +134,17 @@ pub(super) enum RunsVerb {
 }
 
 /// Opens the store that the command line or the environment names.
-pub(super) fn open(store: Option<&str>) -> Result<Store> {
-    let uri = store.ok_or_else(|| Error::usage("which store? give --store URI or set MEDTUNE_STORE"))?;
-    Store::open(uri)
+fn open(store: Option<&str>) -> Result<Store> {
+    Store::open(named(store)?)
+}
+
+/// The same for reading: a typing error must not make an empty store.
+pub(super) fn open_existing(store: Option<&str>) -> Result<Store> {
+    Store::open_existing(named(store)?)
+}
+
+fn named(store: Option<&str>) -> Result<&str> {
+    store.ok_or_else(|| Error::usage("which store? give --store URI or set MEDTUNE_STORE"))
 }
 
 impl ModelVerb {
@@ -150,10 +163,10 @@ impl ModelVerb {
             }
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(super::needs_torch()),
-            ModelVerb::List { json } => list(&open(store)?, AssetKind::Model, json),
-            ModelVerb::Show { reference, json } => show(&open(store)?, AssetKind::Model, &reference, json),
+            ModelVerb::List { json } => list(&open_existing(store)?, AssetKind::Model, json),
+            ModelVerb::Show { reference, json } => show(&open_existing(store)?, AssetKind::Model, &reference, json),
             ModelVerb::Pull { reference, folder } => {
-                let store = open(store)?;
+                let store = open_existing(store)?;
                 let version = find(&store, AssetKind::Model, &reference)?;
                 pull(&store, &version, &folder)?;
                 output::line(&format!("pulled {} to {}", version.reference(), folder.display()))
@@ -166,8 +179,14 @@ impl ModelVerb {
 impl DataVerb {
     pub(super) fn run(self, store: Option<&str>) -> Result<()> {
         match self {
-            DataVerb::List { json } => list(&open(store)?, AssetKind::Data, json),
-            DataVerb::Show { reference, json } => show(&open(store)?, AssetKind::Data, &reference, json),
+            DataVerb::List { json } => list(&open_existing(store)?, AssetKind::Data, json),
+            DataVerb::Show { reference, json } => show(&open_existing(store)?, AssetKind::Data, &reference, json),
+            DataVerb::Verify { reference } => {
+                let store = open_existing(store)?;
+                let version = find(&store, AssetKind::Data, &reference)?;
+                verify_version(&store, &version)?;
+                output::line(&format!("{}: every file is as it was registered", version.reference()))
+            }
             DataVerb::Register { name, path, description, tags, json } => {
                 let store = open(store)?;
                 let tags = tags.iter().map(|t| tag(t)).collect::<Result<BTreeMap<_, _>>>()?;
@@ -182,7 +201,7 @@ impl DataVerb {
 
 impl RunsVerb {
     pub(super) fn run(self, store: Option<&str>) -> Result<()> {
-        let store = open(store)?;
+        let store = open_existing(store)?;
         match self {
             RunsVerb::List { json: true } => output::json(&RunRecord::list(&store)?),
             RunsVerb::List { json: false } => {
@@ -190,7 +209,8 @@ impl RunsVerb {
                     .into_iter()
                     .map(|r| {
                         let took = format!("{:.1} s", r.duration_s);
-                        vec![r.run_id, r.kind, name(r.status), r.started, took]
+                        let state = state(&r);
+                        vec![r.run_id, r.kind, state, r.started, took]
                     })
                     .collect();
                 output::line(&output::table(&["RUN", "KIND", "STATUS", "STARTED", "TOOK"], &rows))
@@ -313,18 +333,31 @@ fn verify(store: Option<&str>, target: &str) -> Result<()> {
         package::verify_package(folder)?;
         return output::line(&format!("{target}: every file is as it was written"));
     }
-    let store = open(store)?;
+    let store = open_existing(store)?;
     let version = find(&store, AssetKind::Model, target)?;
     verify_version(&store, &version)?;
     package::verify_package(&registry::open_local(&store, &version)?)?;
     output::line(&format!("{}: every file is as it was written", version.reference()))
 }
 
+/// Outputs of a step that a table names; the JSON record names all.
+const SHOWN_OUTPUTS: usize = 2;
+
+/// A run's state for people.
+fn state(record: &RunRecord) -> String {
+    if record.is_abandoned() { "killed".to_owned() } else { name(record.status) }
+}
+
 /// A run record for people.
 pub(super) fn summary(record: &RunRecord) -> String {
     let mut rows = Vec::new();
     for step in &record.steps {
-        let outputs: Vec<String> = step.outputs.values().filter_map(|o| o.reference.clone()).collect();
+        let mut outputs: Vec<String> = step.outputs.values().filter_map(|o| o.reference.clone()).collect();
+        let more = outputs.len().saturating_sub(SHOWN_OUTPUTS);
+        outputs.truncate(SHOWN_OUTPUTS);
+        if more > 0 {
+            outputs.push(format!("and {more} more"));
+        }
         rows.push(vec![step.name.clone(), name(step.status), format!("{:.1} s", step.duration_s), outputs.join(", ")]);
     }
     let mut text = output::table(&["STEP", "STATUS", "TOOK", "OUTPUTS"], &rows);
@@ -352,7 +385,7 @@ pub(super) fn summary(record: &RunRecord) -> String {
     } else {
         String::new()
     };
-    format!("{text}\n\nrun {} {} in {:.1} s{ended}", record.run_id, name(record.status), record.duration_s)
+    format!("{text}\n\nrun {} {} in {:.1} s{ended}", record.run_id, state(record), record.duration_s)
 }
 
 /// The table rows of an Evaluate step's metrics.

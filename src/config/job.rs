@@ -27,6 +27,25 @@ pub struct Compute {
     pub threads: usize,
 }
 
+impl Compute {
+    /// Most threads that a job may ask for.
+    const MAX_THREADS: usize = 1024;
+
+    fn check(&self) -> Result<()> {
+        let numbered = self.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
+        if !numbered && !["auto", "cpu", "cuda"].contains(&self.device.as_str()) {
+            return Err(Error::config(format!(
+                "compute.device: '{}' is not known; write auto, cpu, cuda or cuda:N",
+                self.device
+            )));
+        }
+        if self.threads > Self::MAX_THREADS {
+            return Err(Error::config(format!("compute.threads: {} is more than {}", self.threads, Self::MAX_THREADS)));
+        }
+        Ok(())
+    }
+}
+
 impl Default for Compute {
     fn default() -> Self {
         Compute { device: "auto".to_owned(), threads: 0 }
@@ -168,7 +187,7 @@ impl Job {
     }
 
     fn build(document: Value, overrides: &[String], environment: &Environment, at: (String, PathBuf)) -> Result<Job> {
-        let document = apply_overrides(render(document, environment)?, overrides)?;
+        let document = render(apply_overrides(document, overrides)?, environment)?;
         let Value::Mapping(document) = document else {
             return Err(Error::config("not a job file: write 'version: 1', 'kind: ...' and so on"));
         };
@@ -196,6 +215,7 @@ impl Job {
                 header.version
             )));
         }
+        header.compute.check()?;
         let name = header.name.unwrap_or(at.0);
         check_name(&name, "name")?;
         let work = if kind == Kind::Pipeline {
@@ -333,6 +353,11 @@ fn build_pipeline(mut rest: Mapping) -> Result<Work> {
         let name = key.as_str().unwrap_or_default().to_owned();
         let place = format!("steps.{name}.");
         check_name(&name, &format!("steps.{name}"))?;
+        if name.contains('.') {
+            return Err(Error::config(format!(
+                "steps.{name}: a step's name must not hold a dot: references are split at dots"
+            )));
+        }
         let Value::Mapping(mut body) = value else {
             return Err(Error::config(format!(
                 "steps.{name}: must be a mapping with kind, inputs, parameters, outputs"

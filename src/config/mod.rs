@@ -33,7 +33,10 @@ pub fn parse_yaml(text: &str, origin: &str) -> Result<Value> {
 /// # Errors
 /// [`crate::ErrorKind::NotFound`] when there is none, [`crate::ErrorKind::Config`] when it does not parse.
 pub fn read_yaml(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => Error::config(format!("'{}' is not UTF-8 text", path.display())),
+        _ => Error::io("read", path, e),
+    })?;
     parse_yaml(&text, &path.display().to_string())
 }
 

@@ -225,10 +225,13 @@ impl Default for AssembleParameters {
 
 impl AssembleParameters {
     fn validate(&self) -> Result<()> {
-        if self.text_template.contains("{}") {
+        if self.text_template.matches("{}").count() == 1 {
             return Ok(());
         }
-        Err(Error::config(format!("parameters.text_template: '{}' has no {{}} for the label", self.text_template)))
+        Err(Error::config(format!(
+            "parameters.text_template: '{}' must have one {{}} for the label",
+            self.text_template
+        )))
     }
 }
 

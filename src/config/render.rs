@@ -64,6 +64,12 @@ fn render_scalar(text: &str, environment: &Environment, path: &str) -> Result<Va
                 Some((name, default)) => (name, Some(default)),
                 None => (&after[..end], None),
             };
+            if is_secret(name) {
+                return Err(Error::config(format!(
+                    "{path}: '{name}' looks like a secret, and job files are kept in run records; leave it out: medtune reads \
+                     credentials from the environment by itself"
+                )));
+            }
             let found = environment.get(name).map(String::as_str).filter(|v| !v.is_empty() || default.is_none());
             let value = found.or(default).ok_or_else(|| {
                 Error::config(format!(
@@ -86,6 +92,15 @@ fn render_scalar(text: &str, environment: &Environment, path: &str) -> Result<Va
         });
     }
     Ok(Value::String(out))
+}
+
+/// Whether a variable's name says that its value must not be written anywhere.
+fn is_secret(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    let words: Vec<&str> = upper.split('_').collect();
+    let secret = ["TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "SAS"];
+    words.iter().any(|w| secret.contains(w))
+        || ["ACCESS_KEY", "ACCOUNT_KEY", "API_KEY", "PRIVATE_KEY", "APIKEY"].iter().any(|k| upper.contains(k))
 }
 
 /// Applies `path.to.key=value` overrides, the value parsed as YAML; missing sections are created, lists take an index.
@@ -159,6 +174,15 @@ mod tests {
     fn a_missing_variable_names_its_key() {
         let error = rendered("inputs:\n  image_tsv: ${NOPE}/x").unwrap_err().to_string();
         assert!(error.contains("inputs.image_tsv") && error.contains("NOPE"), "{error}");
+    }
+
+    #[test]
+    fn secrets_are_refused_by_name() {
+        for name in ["MY_TOKEN", "AWS_SECRET_ACCESS_KEY", "db_password", "AZURE_STORAGE_SAS_TOKEN", "API_KEY"] {
+            let error = rendered(&format!("a: x${{{name}}}")).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("secret"), "{error}");
+        }
+        assert!(!is_secret("DATASET_KEYS") && !is_secret("TOKENIZER") && !is_secret("SASKATOON"));
     }
 
     #[test]

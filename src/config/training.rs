@@ -211,7 +211,10 @@ impl Keys<'_> {
             .as_mapping()
             .and_then(|m| m.iter().map(|(k, v)| Some((k.as_str()?.to_owned(), v.as_f64()?))).collect());
         let pairs = pairs.ok_or_else(|| self.wrong(path, "a mapping from patterns to numbers"))?;
-        for (pattern, _) in &pairs {
+        for (pattern, value) in &pairs {
+            if *value < 0.0 {
+                return Err(Error::config(format!("{}: {path}: '{pattern}' must not be under 0", self.origin)));
+            }
             self.check_pattern(path, pattern)?;
         }
         Ok(pairs)
@@ -224,7 +227,7 @@ impl Keys<'_> {
     }
 
     fn smoothing(&self) -> Result<Option<Smoothing>> {
-        if self.get("WEIGHT_SMOOTHING.decay").is_none() {
+        if !self.leaves.iter().any(|(p, v)| p.starts_with("WEIGHT_SMOOTHING.") && !v.is_null()) {
             return Ok(None);
         }
         let decay = self.number("WEIGHT_SMOOTHING.decay", 0.999, 0.0, 1.0)?;
@@ -245,26 +248,30 @@ impl Keys<'_> {
         }
         let (mut zero_shot, mut knn) = (false, None);
         for section in sections {
-            if self.whole(&format!("{section}.ZS_MODE"), 0, 0)? == 2 {
-                zero_shot = true;
-            }
             let path = format!("{section}.KNN");
-            if self.get(&path).is_some() {
-                knn = Some(self.whole(&path, 64, 1)?);
+            let by_text = self.whole(&format!("{section}.ZS_MODE"), 0, 0)? == 2;
+            zero_shot |= by_text;
+            if by_text && self.get(&path).is_none() {
+                continue;
             }
-        }
-        if !zero_shot && knn.is_none() {
-            return Err(Error::config(format!(
-                "{}: the EVALDATASET_ sections ask for nothing: give one ZS_MODE: 2 (zero-shot) or KNN: K",
-                self.origin
-            )));
+            let k = self.whole(&path, 64, 1)?;
+            if knn.is_some_and(|other| other != k) {
+                return Err(Error::config(format!("{}: {path}: {k}, but another section has another K", self.origin)));
+            }
+            knn = Some(k);
         }
         Ok((zero_shot, knn))
     }
 
     fn config(&self, warnings: &mut Vec<String>) -> Result<TrainingConfig> {
         let batch_total = self.whole("TRAIN.BATCH_SIZE_TOTAL", 48, 2)?;
-        let batch_size = self.whole("TRAIN.BATCH_SIZE_PER_GPU", batch_total, 2)?.min(batch_total);
+        let asked = self.whole("TRAIN.BATCH_SIZE_PER_GPU", batch_total, 2)?;
+        if asked > batch_total {
+            warnings.push(format!(
+                "TRAIN.BATCH_SIZE_PER_GPU {asked} is more than BATCH_SIZE_TOTAL {batch_total}: it takes {batch_total}"
+            ));
+        }
+        let batch_size = asked.min(batch_total);
         let accumulate = batch_total / batch_size;
         if accumulate * batch_size != batch_total {
             warnings.push(format!(
@@ -286,6 +293,16 @@ impl Keys<'_> {
                 "IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT has no effect in this version: activations are kept, not recomputed".to_owned(),
             );
         }
+        let betas = self.pair("OPTIMIZER_PARAMS.betas", [0.9, 0.999])?;
+        if betas[1] >= 1.0 {
+            return Err(self.wrong("OPTIMIZER_PARAMS.betas", "two numbers from 0 to under 1"));
+        }
+        for path in ["AUG.SCALE", "AUG.RATIO"] {
+            let [low, high] = self.pair(path, [1.0, 1.0])?;
+            if low <= 0.0 || (path == "AUG.SCALE" && high > 1.0) {
+                return Err(self.wrong(path, "two rising numbers over 0 (for SCALE up to 1)"));
+            }
+        }
         let (eval_zero_shot, eval_knn) = self.evaluations()?;
         let drop_path = "IMAGE_ENCODER.SPEC.DROP_PATH_RATE";
         let drop_path_rate = self.get(drop_path).map(|_| self.number(drop_path, 0.0, 0.0, 0.999)).transpose()?;
@@ -299,7 +316,7 @@ impl Keys<'_> {
             warmup_steps: self.whole("LR_SCHEDULER_PARAMS.warmup_steps", 0, 0)?,
             min_lr: self.number("LR_SCHEDULER_PARAMS.min_lr", 1e-9, 0.0, 10.0)?,
             weight_decay: self.number("OPTIMIZER_PARAMS.weight_decay", 0.01, 0.0, 100.0)?,
-            betas: self.pair("OPTIMIZER_PARAMS.betas", [0.9, 0.999])?,
+            betas,
             eps: self.number("OPTIMIZER_PARAMS.eps", 1e-8, 0.0, 1.0)?,
             no_weight_decay_modules: self.texts("CUSTOMIZED_PARAMS_CONF.NO_WEIGHT_DECAY_MODULES")?,
             weight_decay_patterns: self.patterns("CUSTOMIZED_PARAMS_CONF.WEIGHT_DECAY_PATTERNS")?,
@@ -329,11 +346,12 @@ impl Keys<'_> {
 /// [`crate::ErrorKind::Config`] naming the first key that says something else.
 pub fn check_model_keys(keys: &[(String, Value)], base: &Value, origin: &str) -> Result<()> {
     for (path, wanted) in keys {
-        let found = path.split('.').try_fold(base, |at, key| at.get(key));
-        if let Some(found) = found
-            && found != wanted
-            && found.as_f64().is_none_or(|f| Some(f) != wanted.as_f64())
-        {
+        let Some(found) = path.split('.').try_fold(base, |at, key| at.get(key)) else {
+            return Err(Error::config(format!(
+                "{origin}: unknown key '{path}': the base model package's config.yaml has no such key; leave it out"
+            )));
+        };
+        if found != wanted && found.as_f64().is_none_or(|f| Some(f) != wanted.as_f64()) {
             return Err(Error::config(format!(
                 "{origin}: {path}: {} differs from the base model package, which has {}; leave the key out",
                 text_of(wanted),

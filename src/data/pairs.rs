@@ -182,7 +182,11 @@ fn check_keys(images: &TsvReader, texts: &TsvReader) -> Result<()> {
     ))
 }
 
-fn check_class(row: &ClassRow, labels: &Labels) -> std::result::Result<(), String> {
+/// Whether the row's class is one of `labels`, under its name.
+///
+/// # Errors
+/// What is wrong, without the row's place.
+pub fn check_class(row: &ClassRow, labels: &Labels) -> std::result::Result<(), String> {
     let id = row.class_id;
     let Some(label) = labels.get(id) else {
         return Err(format!("class_id {id} is out of range: the label file has {} lines", labels.len()));

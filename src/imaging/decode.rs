@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 /// The largest image that is decoded, in pixels: the size at which Pillow refuses a file as a decompression bomb.
 pub const MAX_PIXELS: usize = 178_956_970;
 
+/// The longest side that is read, JPEG's own limit: resizing a longer one by one axis at a time could take any memory.
+pub const MAX_SIDE: usize = 65_535;
+
 /// An 8-bit RGB image: `height` rows of `width` pixels of three bytes, no padding.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RgbImage {
@@ -150,11 +153,11 @@ pub fn check_image(bytes: &[u8]) -> Result<(usize, usize)> {
     Ok((width as usize, height as usize))
 }
 
-/// Refuses images of no pixel or of more than [`MAX_PIXELS`].
+/// Refuses images of no pixel, of more than [`MAX_PIXELS`], or with a side longer than [`MAX_SIDE`].
 pub(super) fn check_pixels(width: usize, height: usize) -> Result<()> {
-    if width.checked_mul(height).is_none_or(|n| n == 0 || n > MAX_PIXELS) {
+    if width.max(height) > MAX_SIDE || width.checked_mul(height).is_none_or(|n| n == 0 || n > MAX_PIXELS) {
         return Err(Error::data(format!(
-            "the image is {width} x {height} pixels; the limit is {MAX_PIXELS} pixels: make it smaller"
+            "the image is {width} x {height} pixels; the limit is {MAX_PIXELS} pixels and {MAX_SIDE} a side: make it smaller"
         )));
     }
     Ok(())

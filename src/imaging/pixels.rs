@@ -57,7 +57,7 @@ impl PixelContract {
     /// # Errors
     /// `Config`, naming the key.
     pub fn validate(&self) -> Result<()> {
-        let side = 1..=16_384;
+        let side = 1..=4096;
         if !(1..=100).contains(&self.jpeg_quality) {
             return Err(Error::config(format!(
                 "image_standardization_jpeg_compression_ratio is {}; it must be within 1 to 100",
@@ -66,13 +66,13 @@ impl PixelContract {
         }
         if !side.contains(&self.standard_size) {
             return Err(Error::config(format!(
-                "image_standardization_image_size is {}; it must be within 1 to 16384",
+                "image_standardization_image_size is {}; it must be within 1 to 4096",
                 self.standard_size
             )));
         }
         if !self.image_size.iter().all(|s| side.contains(s)) {
             return Err(Error::config(format!(
-                "image_size is {:?}; both sides must be within 1 to 16384",
+                "image_size is {:?}; both sides must be within 1 to 4096",
                 self.image_size
             )));
         }

@@ -13,11 +13,24 @@ use crate::model::engine;
 use crate::registry::{AssetKind, folder_files};
 use crate::telemetry::Progress;
 use crate::train::optimizer::{AdamW, Rules, Settings};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 /// AdamW's weight decay, as the original has it.
 const WEIGHT_DECAY: f64 = 0.01;
+
+/// File beside the weights that says what they were trained on.
+pub(super) const TRAINED_ON: &str = "trained_on.json";
+
+/// What an adapter fits: these classes, on embeddings by this encoder from pixels standardised like this.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TrainedOn {
+    pub(super) format_version: u32,
+    pub(super) labels: Vec<String>,
+    pub(super) model_digest: String,
+    pub(super) pixels: Value,
+}
 
 pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> Result<Produced> {
     let labels = Labels::read(context.path("label_file")?)?;
@@ -58,6 +71,14 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> 
         &folder.join("curve.json"),
         &json!({ "format_version": 1, "epochs": curve, "best_epoch": best.0 }),
     )?;
+    let manifest = &train.embeddings.manifest;
+    let trained_on = TrainedOn {
+        format_version: 1,
+        labels: labels.texts().to_vec(),
+        model_digest: manifest.model_digest.clone(),
+        pixels: manifest.pixels.clone(),
+    };
+    super::write_json(&folder.join(TRAINED_ON), &trained_on)?;
     let metric = if parameters.track_metric == TrackMetric::Acc { "acc" } else { "auc" };
     let metrics =
         json!({ "best_epoch": best.0, "track_metric": metric, "best": best.1, "epochs": parameters.max_epochs });

@@ -1,13 +1,17 @@
 //! Assemble: an embedding model, labels and perhaps an adapter become one classifier package.
 
+use super::adapter::{TRAINED_ON, TrainedOn};
 use super::{Artifact, Produced, StepContext, models};
 use crate::config::parameters::AssembleParameters;
 use crate::data::Labels;
 use crate::error::{Error, Result};
+use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
 use crate::model::adapter::Adapter;
 use crate::model::weights::write_tensors;
-use crate::package::{ClassifierConfig, ClassifierKind, ModelCard, PackageSpec, Task, package_files, write_package};
+use crate::package::{
+    ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, package_files, write_package,
+};
 use crate::registry::AssetKind;
 use serde_json::json;
 use std::path::Path;
@@ -18,6 +22,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
     let labels = Labels::read(context.path("label_file")?)?;
     let adapter =
         context.optional_path("adapter").map(|folder| read_adapter(folder, &labels, parameters)).transpose()?;
+    if let Some(folder) = context.optional_path("adapter") {
+        check_origin(folder, &base, &labels).map_err(|e| e.context("input adapter"))?;
+    }
 
     let checkpoints = context.folder("checkpoints")?;
     models::link_checkpoints(&base, &checkpoints)?;
@@ -54,22 +61,26 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
     let mut config = base.config.clone();
     config.task = Task::Classification;
     config.classifier = Some(classifier);
+    // fine-tuned when the embedding model was: its training is in its provenance
+    let finetuned = base.config.provenance.get("training").is_some();
     config.provenance = json!({
+        "base_model_name": models::base_model_name(&base.config.provenance),
         "code_version": crate::CODE_VERSION,
-        "embedding_model": context.input("mlflow_model_path")?.reference,
+        "embedding_model": context.input("mlflow_model_path")?.origin(),
         "embedding_model_provenance": base.config.provenance,
-        "label_file": context.input("label_file")?.reference,
-        "adapter": context.inputs.get("adapter").map(|i| i.reference.clone()),
+        "label_file": context.input("label_file")?.origin(),
+        "adapter": context.inputs.get("adapter").map(|i| i.origin()),
     });
     let kind = if adapter.is_some() { "adapter" } else { "zero-shot" };
-    let references = context.inputs.iter().map(|(name, input)| (name.clone(), input.reference.clone()));
+    let references = context.inputs.iter().map(|(name, input)| (name.clone(), input.origin()));
+    let metadata = models::metadata(&config.provenance, finetuned || adapter.is_some());
     let spec = PackageSpec {
         checkpoints: &checkpoints,
         config,
-        metadata: models::metadata(Task::Classification),
+        metadata,
         card: ModelCard {
-            title: format!("MedImageInsight {kind} classifier"),
-            base_model: context.input("mlflow_model_path")?.reference.clone(),
+            title: format!("{}, {kind} classifier", models::base_model_name(&base.config.provenance)),
+            base_model: context.input("mlflow_model_path")?.origin(),
             datasets: references.filter(|(name, _)| name != "mlflow_model_path").collect(),
             created: Some(context.begun),
             ..ModelCard::default()
@@ -89,6 +100,31 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         },
     );
     Ok(produced)
+}
+
+/// An adapter belongs to the encoder, pixels and labels that it was trained with; one from elsewhere may not say.
+fn check_origin(folder: &Path, base: &Package, labels: &Labels) -> Result<()> {
+    let path = folder.join(TRAINED_ON);
+    if !path.is_file() {
+        tracing::warn!("the adapter does not say what it was trained on; only its sizes are checked");
+        return Ok(());
+    }
+    let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let trained_on: TrainedOn = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::data(format!("'{}' is damaged; train the adapter again", path.display())).with_source(e))?;
+    if trained_on.labels != labels.texts() {
+        return Err(Error::data(
+            "it was trained with other labels, or in another order, than label_file has; give that label file",
+        ));
+    }
+    let pixels: Option<PixelContract> = serde_json::from_value(trained_on.pixels).ok();
+    if trained_on.model_digest != base.encoder_digest() || pixels.as_ref() != Some(&base.config.pixels) {
+        return Err(Error::package(
+            "it was trained on embeddings by other weights or pixel settings than mlflow_model_path has; embed with that package \
+             and its own settings, and train the adapter on those",
+        ));
+    }
+    Ok(())
 }
 
 fn read_adapter(folder: &Path, labels: &Labels, parameters: &AssembleParameters) -> Result<Adapter> {

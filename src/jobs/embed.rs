@@ -43,7 +43,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         format_version: embeddings::FORMAT_VERSION,
         rows: images.len() as u64,
         dim: encoder.dim(),
-        model_reference: model.reference.clone(),
+        model_reference: model.origin(),
         model_digest: package.encoder_digest(),
         pixels: encoder.pixels().to_json()?,
         code_version: CODE_VERSION.to_owned(),
@@ -61,7 +61,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         Artifact {
             kind: AssetKind::Data,
             files: folder_files(&folder)?,
-            description: format!("embeddings by {}", model.reference),
+            description: format!("embeddings by {}", model.origin()),
             metadata,
         },
     );

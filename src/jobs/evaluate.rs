@@ -101,7 +101,7 @@ fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddi
         )));
     }
     let scale = read_tensor(&package.weights(), "logit_scale")?;
-    Head::read(package, scale.f_double_value(&[]).map_err(crate::model::engine)?)
+    Head::read(package, scale.f_double_value(&[]).map_err(crate::model::engine)?, test.dim)
 }
 
 fn write(context: &StepContext<'_>, reports: &[MethodReport], labels: &Labels) -> Result<Produced> {
@@ -109,7 +109,7 @@ fn write(context: &StepContext<'_>, reports: &[MethodReport], labels: &Labels) -
     let inputs: serde_json::Map<String, serde_json::Value> = context
         .inputs
         .iter()
-        .map(|(n, i)| (n.clone(), json!({ "reference": i.reference, "sha256": i.digest })))
+        .map(|(n, i)| (n.clone(), json!({ "reference": i.origin(), "sha256": i.digest })))
         .collect();
     let document = json!({
         "format_version": 1, "code_version": crate::CODE_VERSION, "labels": labels.texts(), "inputs": inputs, "methods": reports,

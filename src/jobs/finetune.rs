@@ -164,29 +164,29 @@ fn package(
     let references: Vec<(String, String)> = context
         .inputs
         .iter()
-        .map(|(name, input)| (name.clone(), format!("{} sha256:{}", input.reference, input.digest)))
+        .map(|(name, input)| (name.clone(), format!("{} sha256:{}", input.origin(), input.digest)))
         .collect();
     let mut config = base.config.clone();
     config.task = crate::package::Task::Embeddings;
     config.classifier = None;
     config.provenance = json!({
         "code_version": crate::CODE_VERSION,
+        "base_model_name": models::base_model_name(&base.config.provenance),
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "weights": "best",
         "training": lasting(outcome)?,
         "prompt_templates": parameters.prompt_templates,
         "seed": parameters.seed,
     });
-    let mut metadata = models::metadata(config.task);
-    metadata.insert("is_finetuned_model".to_owned(), json!(true));
+    let metadata = models::metadata(&config.provenance, true);
     let percent = |value: Option<f64>| value.map_or("not computed".to_owned(), |v| format!("{v:.4}"));
     let spec = PackageSpec {
         checkpoints: &checkpoints,
         config,
         metadata,
         card: ModelCard {
-            title: "MedImageInsight, fine-tuned embedding model".to_owned(),
-            base_model: context.input("mlflow_model_path")?.reference.clone(),
+            title: format!("{}, fine-tuned embedding model", models::base_model_name(&base.config.provenance)),
+            base_model: context.input("mlflow_model_path")?.origin(),
             datasets: references.into_iter().filter(|(name, _)| name != "mlflow_model_path").collect(),
             metrics: format!(
                 "Validation accuracy of the last weights: zero-shot {}, kNN {}. These are the weights of step {}, chosen by {} = {:.4}.",

@@ -9,7 +9,7 @@ use crate::data::{Labels, TextConstants};
 use crate::error::{Context, Error, Result};
 use crate::package::read_package;
 use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
-use crate::storage::{Store, sha256_file, sha256_hex};
+use crate::storage::{Store, local_folder, sha256_file, sha256_hex};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,13 @@ pub struct ResolvedInput {
 }
 
 impl ResolvedInput {
+    /// What may be published of where the input came from: its version, or its name without the folders of this machine.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        let name = || self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        self.version.as_ref().map_or_else(name, Version::reference)
+    }
+
     /// The input as run records keep it.
     #[must_use]
     pub fn record(&self, store: &Store) -> InputRecord {
@@ -42,7 +49,10 @@ impl ResolvedInput {
     }
 }
 
-/// Resolves the inputs of `step` that do not come from other steps, and those of finished steps in `made`.
+/// External versions by the text that names them: looked up once a run, so that `@latest` means the same to every step.
+pub(super) type Pins = BTreeMap<String, Version>;
+
+/// Resolves the inputs of `step`: files and versions, and what finished steps have `made`.
 ///
 /// # Errors
 /// [`crate::ErrorKind::NotFound`] for a missing file, folder or version, naming the input; [`crate::ErrorKind::Config`] when
@@ -51,13 +61,13 @@ pub(super) fn resolve(
     store: &Store,
     job: &Job,
     step: &Step,
-    made: &BTreeMap<String, BTreeMap<String, Version>>,
+    (made, pins): (&BTreeMap<String, BTreeMap<String, Version>>, &mut Pins),
 ) -> Result<BTreeMap<String, ResolvedInput>> {
     let mut resolved = BTreeMap::new();
     for (name, source) in &step.inputs {
         let port = port_type(step.kind, name)?;
         let input = match source {
-            InputSource::External(text) => external(store, &job.folder, text, port),
+            InputSource::External(text) => external(store, &job.folder, (text, port), pins),
             InputSource::Step { step: from, output } => match made.get(from).and_then(|o| o.get(output)) {
                 Some(version) => of_version(store, version.clone(), port),
                 None => Err(Error::internal(format!("output '{output}' of step '{from}' is not there"))),
@@ -73,11 +83,11 @@ pub(super) fn resolve(
 ///
 /// # Errors
 /// As [`resolve`], and those of reading configurations, labels and the settings of packages.
-pub(super) fn check(store: &Store, job: &Job, step: &Step) -> Result<()> {
+pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> Result<()> {
     for (name, source) in &step.inputs {
         let InputSource::External(text) = source else { continue };
         let port = port_type(step.kind, name)?;
-        let found = locate(store, &job.folder, text, port).context(|| format!("input {name}"))?;
+        let found = locate(store, &job.folder, (text, port), pins).context(|| format!("input {name}"))?;
         let path = match found {
             Located::Path(path) => path,
             Located::Version(version) => of_version(store, *version, port).context(|| format!("input {name}"))?.path,
@@ -108,17 +118,22 @@ enum Located {
 }
 
 /// Finds an external input: a version reference, or a path that exists.
-fn locate(store: &Store, folder: &Path, text: &str, port: PortType) -> Result<Located> {
+fn locate(store: &Store, folder: &Path, (text, port): (&str, PortType), pins: &mut Pins) -> Result<Located> {
     let asset = if port == PortType::Model { AssetKind::Model } else { AssetKind::Data };
     if text.starts_with("data:") || text.starts_with("model:") {
         let reference = Reference::parse(text, Some(asset))?;
         if reference.kind != asset {
             return Err(Error::config(format!("'{text}' is a {}; this input takes a {}", reference.kind, asset)));
         }
-        return Ok(Located::Version(Box::new(registry::get(store, &reference)?)));
+        if let Some(version) = pins.get(text) {
+            return Ok(Located::Version(Box::new(version.clone())));
+        }
+        let version = registry::get(store, &reference)?;
+        pins.insert(text.to_owned(), version.clone());
+        return Ok(Located::Version(Box::new(version)));
     }
     let local = match text.split_once("://") {
-        Some(("file", path)) => PathBuf::from(path),
+        Some(("file", _)) => local_folder(text)?,
         Some((scheme, _)) => {
             return Err(Error::config(format!(
                 "'{scheme}://' inputs are not available in this version; use a path or file://"
@@ -138,8 +153,9 @@ fn locate(store: &Store, folder: &Path, text: &str, port: PortType) -> Result<Lo
     }
 }
 
-fn external(store: &Store, folder: &Path, text: &str, port: PortType) -> Result<ResolvedInput> {
-    match locate(store, folder, text, port)? {
+fn external(store: &Store, folder: &Path, named: (&str, PortType), pins: &mut Pins) -> Result<ResolvedInput> {
+    let port = named.1;
+    match locate(store, folder, named, pins)? {
         Located::Version(version) => of_version(store, *version, port),
         Located::Path(path) => of_path(path, port),
     }
@@ -177,37 +193,49 @@ fn of_path(path: PathBuf, port: PortType) -> Result<ResolvedInput> {
     Ok(ResolvedInput { reference: path.display().to_string(), path, digest, size, version: None })
 }
 
-/// SHA-256 over the sorted names and hashes of a folder's files, and their bytes in all.
+/// SHA-256 over the sorted names and hashes of a folder's files and the names of its folders, and the bytes in all.
 fn folder_digest(folder: &Path) -> Result<(String, u64)> {
-    let mut lines: Vec<(String, u64)> = list(folder)?
+    let Listing { files, folders } = list(folder)?;
+    let mut lines: Vec<(String, u64)> = files
         .into_par_iter()
         .map(|(name, path)| {
             let digest = sha256_file(&path)?;
             Ok((format!("{} {} {name}\n", digest.sha256, digest.size), digest.size))
         })
         .collect::<Result<_>>()?;
+    lines.extend(folders.into_iter().map(|name| (format!("folder {name}\n"), 0)));
     lines.sort();
     let text: String = lines.iter().map(|(line, _)| line.as_str()).collect();
     Ok((sha256_hex(text.as_bytes()), lines.iter().map(|(_, size)| size).sum()))
 }
 
-/// A folder of images may hold names that no store takes; packages may not.
-fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+struct Listing {
+    files: Vec<(String, PathBuf)>,
+    folders: Vec<String>,
+}
+
+/// Files, and folders by name; a link to a folder is named with its target and not followed. A folder of images may hold
+/// names that no store takes; packages may not.
+fn list(folder: &Path) -> Result<Listing> {
     if folder.join("MLmodel").is_file() {
-        return folder_files(folder);
+        return Ok(Listing { files: folder_files(folder)?, folders: Vec::new() });
     }
-    let mut files = Vec::new();
+    let mut found = Listing { files: Vec::new(), folders: Vec::new() };
     let mut open = vec![folder.to_path_buf()];
     while let Some(at) = open.pop() {
         for entry in std::fs::read_dir(&at).map_err(|e| Error::io("list", &at, e))? {
             let path = entry.map_err(|e| Error::io("list", &at, e))?.path();
-            if path.is_dir() && !path.is_symlink() {
+            let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+            if path.is_dir() && path.is_symlink() {
+                let target = std::fs::read_link(&path).map_err(|e| Error::io("read the link", &path, e))?;
+                found.folders.push(format!("{name} -> {}", target.display()));
+            } else if path.is_dir() {
+                found.folders.push(name);
                 open.push(path);
             } else if path.is_file() {
-                let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
-                files.push((name, path));
+                found.files.push((name, path));
             }
         }
     }
-    Ok(files)
+    Ok(found)
 }

@@ -1,6 +1,7 @@
 //! Embeddings and the classes of their rows.
 
 use crate::data::embeddings::{self, Embeddings};
+use crate::data::pairs::check_class;
 use crate::data::{Labels, TsvReader, read_class_rows};
 use crate::error::{Context, Error, Result};
 use std::path::Path;
@@ -27,14 +28,7 @@ impl LabelledEmbeddings {
                     format!("key '{key}', but the embedding of that row in '{}' is of key '{name}'", folder.display()),
                 ));
             }
-            if labels.get(row.class_id).is_none() {
-                let text = format!(
-                    "key '{key}': class_id {} is out of range: the label file has {} lines",
-                    row.class_id,
-                    labels.len()
-                );
-                return Err(texts.error(index, text));
-            }
+            check_class(row, labels).map_err(|fault| texts.error(index, format!("key '{key}': {fault}")))?;
             classes.push(row.class_id as usize);
         }
         if rows.len() != embeddings.rows() {

@@ -86,7 +86,9 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
     let weights_name = "vision_model/model.safetensors";
     make(&checkpoints.join("vision_model"))?;
     weights::write(&checkpoints.join(weights_name), &params)?;
-    let provenance = json!({ "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed });
+    let provenance = json!({
+        "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed, "base_model_name": request.name,
+    });
     let package = embedding_config(weights_name, pixels, provenance);
     let card = ModelCard {
         title: request.name.clone(),
@@ -114,7 +116,10 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
         let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
         return match existing {
             Some(version) => Ok((version, false)),
-            None => Ok((publish_files(store, name, package_files(folder)?, owner, "imported package")?, true)),
+            None => {
+                let files = (package_files(folder)?, package.config.task);
+                Ok((publish_files(store, name, files, owner, "imported package")?, true))
+            }
         };
     }
     let source = ["artifacts/checkpoints", "checkpoints", ""]
@@ -147,10 +152,10 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
     let weights_name = format!("vision_model/{file_name}");
     weights::write(&checkpoints.join(&weights_name), &params)?;
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
-    let owner = format!(
-        "import/{}",
-        sha256_hex(format!("{digest} {} {CODE_VERSION}", serde_json::to_string(&yaml).unwrap_or_default()).as_bytes())
-    );
+    let vocabulary = crate::storage::sha256_file(&checkpoints.join(TOKENIZER).join("tokenizer.json"))?.sha256;
+    let settings = serde_yaml_ng::to_string(&yaml).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
+    let identity = format!("{digest} {vocabulary} {CODE_VERSION} {settings}");
+    let owner = format!("import/{}", sha256_hex(identity.as_bytes()));
     if let Some(existing) = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner) {
         return Ok((existing, false));
     }
@@ -158,7 +163,7 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
     let package = embedding_config(
         &weights_name,
         pixels,
-        json!({ "code_version": CODE_VERSION, "made_by": "medtune model import" }),
+        json!({ "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight" }),
     );
     let card = ModelCard {
         title: name.to_owned(),
@@ -177,21 +182,16 @@ fn register(
     name: &str,
     owner: String,
 ) -> Result<Version> {
-    let spec = PackageSpec {
-        checkpoints,
-        config,
-        metadata: metadata(Task::Embeddings),
-        card,
-        example_image: example_image()?,
-    };
+    let metadata = metadata(&config.provenance, false);
+    let spec = PackageSpec { checkpoints, config, metadata, card, example_image: example_image()? };
     write_package(&spec, folder)?;
-    publish_files(store, name, package_files(folder)?, owner, "embedding model")
+    publish_files(store, name, (package_files(folder)?, Task::Embeddings), owner, "embedding model")
 }
 
 fn publish_files(
     store: &Store,
     name: &str,
-    files: Vec<(String, PathBuf)>,
+    (files, task): (Vec<(String, PathBuf)>, Task),
     owner: String,
     description: &str,
 ) -> Result<Version> {
@@ -206,7 +206,7 @@ fn publish_files(
             files,
             owner,
             lineage,
-            metadata: json!({ "task": "embeddings" }),
+            metadata: json!({ "task": task }),
         },
     )
 }
@@ -310,10 +310,15 @@ pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What `MLmodel` says beside the task.
-pub(super) fn metadata(task: Task) -> BTreeMap<String, Value> {
-    let finetuned = task == Task::Classification;
+/// The name of the base model that a package's provenance goes back to.
+pub(super) fn base_model_name(provenance: &Value) -> String {
+    provenance["base_model_name"].as_str().unwrap_or("MedImageInsight").to_owned()
+}
+
+/// What `MLmodel` says beside the task, from the package's own provenance.
+pub(super) fn metadata(provenance: &Value, finetuned: bool) -> BTreeMap<String, Value> {
     BTreeMap::from([
+        ("base_model_name".to_owned(), json!(base_model_name(provenance))),
         ("is_finetuned_model".to_owned(), json!(finetuned)),
         ("code_version".to_owned(), json!(CODE_VERSION)),
     ])

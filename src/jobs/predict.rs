@@ -121,11 +121,11 @@ enum HeadKind {
 
 impl Head {
     fn load(package: &Package, encoder: &Encoder) -> Result<Head> {
-        Head::read(package, encoder.logit_scale()?)
+        Head::read(package, encoder.logit_scale()?, encoder.dim())
     }
 
-    /// The head of a classifier package whose model has that log scale.
-    pub(super) fn read(package: &Package, logit_scale: f64) -> Result<Head> {
+    /// The head of a classifier package whose model has that log scale and embeddings of length `dim`.
+    pub(super) fn read(package: &Package, logit_scale: f64, dim: usize) -> Result<Head> {
         let labels = package.labels()?;
         let classifier =
             package.config.classifier.as_ref().ok_or_else(|| Error::package("the package is no classifier"))?;
@@ -140,19 +140,42 @@ impl Head {
                 tensor.ok_or_else(|| Error::package(format!("'{}' has no class_embeddings", path.display())))?;
             HeadKind::ZeroShot { classes: crate::infer::to_vec(&tensor).map_err(crate::model::engine)?, logit_scale }
         };
+        let classes = match &kind {
+            HeadKind::ZeroShot { classes, .. } => classes.len().checked_div(dim).filter(|n| n * dim == classes.len()),
+            HeadKind::Adapter(adapter) if adapter.config().input_channels as usize != dim => {
+                return Err(Error::package(format!(
+                    "'{}' has an adapter for embeddings of length {}, but a model that makes {dim}: make the package again",
+                    package.dir.display(),
+                    adapter.config().input_channels
+                )));
+            }
+            HeadKind::Adapter(adapter) => Some(adapter.config().classes as usize),
+        };
+        if classes != Some(labels.len()) {
+            return Err(Error::package(format!(
+                "'{}' has {} labels, but scores {} classes: make the package again",
+                package.dir.display(),
+                labels.len(),
+                classes.unwrap_or_default()
+            )));
+        }
         Ok(Head { labels, kind })
     }
 
     /// Probabilities [rows, classes] of embeddings [rows, dim].
     pub(super) fn scores(&self, features: &[f32], dim: usize) -> Result<Vec<f32>> {
-        match &self.kind {
-            HeadKind::Adapter(adapter) => adapter.predict(features),
+        let scores = match &self.kind {
+            HeadKind::Adapter(adapter) => adapter.predict(features)?,
             HeadKind::ZeroShot { classes, logit_scale } => {
                 let mut logits = zero_shot_logits(features, classes, dim, *logit_scale);
                 logits.chunks_exact_mut(self.labels.len()).for_each(softmax);
-                Ok(logits)
+                logits
             }
+        };
+        if scores.iter().all(|s| s.is_finite()) {
+            return Ok(scores);
         }
+        Err(Error::package("the package's weights give scores that are not finite: train it again"))
     }
 
     fn ranked(&self, scores: &[f32]) -> Vec<Label> {

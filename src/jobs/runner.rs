@@ -8,7 +8,7 @@
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 
-use super::inputs::{self, ResolvedInput};
+use super::inputs::{self, Pins, ResolvedInput};
 use super::models::first_time;
 use super::scratch::Scratch;
 use super::{Produced, StepContext, execute};
@@ -16,9 +16,10 @@ use crate::CODE_VERSION;
 use crate::config::job::{Job, Step, Work, dependencies, order};
 use crate::config::kinds::Kind;
 use crate::error::{Context, Error, Result};
+use crate::infer::device;
 use crate::registry::{
     CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, StepCache, StepRecord,
-    StepStatus, Version, get, new_run_id, publish_all,
+    StepStatus, Version, check_name, get, new_run_id, publish_all,
 };
 use crate::storage::{Store, sha256_hex};
 use crate::telemetry::duration;
@@ -59,12 +60,12 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
     let steps = job.steps();
     let mut made: Made = BTreeMap::new();
     let mut plans = Vec::new();
-    check_all(store, job)?;
+    let mut pins = check_all(store, job)?;
     for index in run_order(job)? {
         let (name, step) = &steps[index];
         let ready = dependencies(step).all(|d| made.contains_key(d));
         let action = if ready {
-            let resolved = inputs::resolve(store, job, step, &made).context(|| format!("step {name}"))?;
+            let resolved = inputs::resolve(store, job, step, (&made, &mut pins)).context(|| format!("step {name}"))?;
             let fingerprint = fingerprint(job, name, step, &resolved);
             match finished(store, &fingerprint)? {
                 Some((_, outputs)) => {
@@ -94,7 +95,7 @@ pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result
     let mut record = RunRecord::start(&run_id, &job.name, job.kind().name(), config);
     let started = Instant::now();
     tracing::info!(run = %run_id, store = %store.uri(), job = %job.name, "run started");
-    let mut runner = Runner { store, job, options, record: &mut record, made: BTreeMap::new() };
+    let mut runner = Runner { store, job, options, record: &mut record, made: BTreeMap::new(), pins: Pins::new() };
     let outcome = runner.all();
     record.finish(started.elapsed(), outcome.as_ref().err());
     let saved = record.save(store);
@@ -107,14 +108,21 @@ struct Runner<'a> {
     options: &'a RunOptions,
     record: &'a mut RunRecord,
     made: Made,
+    pins: Pins,
 }
 
 impl Runner<'_> {
     fn all(&mut self) -> Result<()> {
-        check_all(self.store, self.job)?;
+        self.pins = check_all(self.store, self.job)?;
+        let computes = |k: Kind| matches!(k, Kind::Finetune | Kind::Embed | Kind::Adapter | Kind::Assemble);
+        if self.job.steps().iter().any(|(_, s)| computes(s.kind)) {
+            let device = device::select(&self.job.compute)?;
+            tracing::info!(device = %device::name(device), "computing");
+        }
+        limit_threads(self.job.compute.threads);
         self.record.save(self.store)?;
-        let root = self.options.work_folder.clone().unwrap_or_else(|| std::env::temp_dir().join("medtune"));
-        let scratch = Scratch::create(&root, &self.record.run_id)?;
+        let root = self.options.work_folder.clone().unwrap_or_else(std::env::temp_dir);
+        let scratch = Scratch::create(&root)?;
         let keep_going = matches!(&self.job.work, Work::Pipeline { continue_on_step_failure: true, .. });
         let steps = self.job.steps();
         let mut first_error: Option<Error> = None;
@@ -142,7 +150,11 @@ impl Runner<'_> {
     fn one(&mut self, name: &str, step: &Step, scratch: &Scratch) -> Result<()> {
         let started = Instant::now();
         let mut record = StepRecord::start(name, step.kind.name(), "");
+        // in the store before the work: the record of a killed run names the step it died in
+        self.record.steps.push(record.clone());
+        self.record.save(self.store)?;
         let result = self.step(name, step, scratch, &mut record);
+        self.record.steps.pop();
         record.duration_s = started.elapsed().as_secs_f64();
         scratch.clear(name);
         match &result {
@@ -182,7 +194,7 @@ impl Runner<'_> {
     }
 
     fn step(&mut self, name: &str, step: &Step, scratch: &Scratch, record: &mut StepRecord) -> Result<Option<String>> {
-        let inputs = inputs::resolve(self.store, self.job, step, &self.made)?;
+        let inputs = inputs::resolve(self.store, self.job, step, (&self.made, &mut self.pins))?;
         record.inputs = inputs.iter().map(|(n, i)| (n.clone(), i.record(self.store))).collect();
         for (input, resolved) in &inputs {
             let external = matches!(step.inputs.get(input), Some(crate::config::job::InputSource::External(_)));
@@ -215,7 +227,7 @@ impl Runner<'_> {
             run_id: self.record.run_id.clone(),
             step: Some(name.to_owned()),
             code_version: CODE_VERSION.to_owned(),
-            inputs: inputs.iter().map(|(n, i)| (n.clone(), format!("{} sha256:{}", i.reference, i.digest))).collect(),
+            inputs: inputs.iter().map(|(n, i)| (n.clone(), format!("{} sha256:{}", i.origin(), i.digest))).collect(),
         };
         let summary = produced.summary.clone();
         record.metrics = produced.metrics.clone();
@@ -285,14 +297,25 @@ impl Runner<'_> {
     }
 }
 
+/// Image work uses as many threads as the job gives libtorch.
+fn limit_threads(threads: usize) {
+    if threads > 0 && rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_err() {
+        tracing::debug!("the threads of image work were started before and keep their number");
+    }
+}
+
 /// Everything that can be said of the inputs before any step has run.
-fn check_all(store: &Store, job: &Job) -> Result<()> {
+fn check_all(store: &Store, job: &Job) -> Result<Pins> {
     let steps = job.steps();
+    let mut pins = Pins::new();
     for (name, step) in &steps {
-        let checked = inputs::check(store, job, step);
+        let checked = inputs::check(store, job, step, &mut pins).and_then(|()| {
+            let names = step.kind.outputs().iter().map(|p| (p.name, job.output_name(name, step, p.name)));
+            names.into_iter().try_for_each(|(output, name)| check_name(&name).context(|| format!("output {output}")))
+        });
         if steps.len() > 1 { checked.context(|| format!("step {name}"))? } else { checked? }
     }
-    Ok(())
+    Ok(pins)
 }
 
 fn run_order(job: &Job) -> Result<Vec<usize>> {

@@ -79,7 +79,8 @@ impl ModelCard {
             "\n## Input images\n\nOne or more images as JPEG, PNG or another common format, base64 or bytes. Each is turned \
              upright by its EXIF orientation, converted to RGB, resized to {s} x {s} ({i}, antialiased, aspect not kept), \
              encoded as JPEG of quality {q} and decoded again, resized to {h} x {w} ({i}, antialiased), scaled to 0..1, and \
-             normalised with mean {m:?} and standard deviation {d:?}. Training, evaluation and this package do the same.\n",
+             normalised with mean {m:?} and standard deviation {d:?}. Evaluation, embedding and this package do the same; training \
+             takes random crops of the images as Prepare stored them.\n",
             s = p.standard_size,
             q = p.jpeg_quality,
             h = p.image_size[0],

@@ -94,6 +94,18 @@ pub struct HostInfo {
     pub cpus: usize,
     /// The process id.
     pub pid: u32,
+    /// When the machine and the process were started, so that another process with the same number is told apart.
+    #[serde(default)]
+    pub process: String,
+}
+
+/// The machine's boot and the process's start in it; empty where there is no such process, or no /proc.
+fn process_identity(pid: &str) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // the program's name, in parentheses, may hold spaces; the start time is the 20th field after it
+    let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
+    start.map_or_else(String::new, |start| format!("{}/{start}", boot.trim()))
 }
 
 impl HostInfo {
@@ -107,6 +119,7 @@ impl HostInfo {
             arch: std::env::consts::ARCH.to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             pid: std::process::id(),
+            process: process_identity("self"),
         }
     }
 }
@@ -220,6 +233,17 @@ impl RunRecord {
             steps: Vec::new(),
             host: HostInfo::current(),
         }
+    }
+
+    /// Whether the record says `running` though its process, on this machine, is gone: it was killed. What runs on other
+    /// machines cannot be known.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        let here = HostInfo::current();
+        self.status == RunStatus::Running
+            && self.host.name == here.name
+            && !here.process.is_empty()
+            && process_identity(&self.host.pid.to_string()) != self.host.process
     }
 
     /// Notes that the run has ended: with `error`, or well.

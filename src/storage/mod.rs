@@ -101,6 +101,22 @@ impl Store {
         Ok(Self::over(uri::of_path(&root), Arc::new(backend), Some(root)))
     }
 
+    /// Opens the store at `uri` for reading: nothing is created.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`ErrorKind::NotFound`] when there is no store.
+    pub fn open_existing(uri: &str) -> Result<Store> {
+        let folder = uri::parse(uri)?;
+        if !folder.is_dir() {
+            let text = format!(
+                "there is no store at '{}': check --store, MEDTUNE_STORE or the job's store:",
+                folder.display()
+            );
+            return Err(Error::not_found(text));
+        }
+        Store::open(uri)
+    }
+
     /// A store in this process's memory, for tests: it starts empty and is gone with its last clone.
     #[must_use]
     pub fn in_memory() -> Store {
@@ -338,6 +354,14 @@ fn run<F: Future>(future: F) -> Result<F::Output> {
     // two threads may both get here; the loser's runtime is dropped unused
     let built = built.context(|| "open the store")?;
     Ok(RUNTIME.get_or_init(|| built).block_on(future))
+}
+
+/// The path that a `file:///...` URI or a plain path names, percent-encoding undone.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for a malformed URI or one of another scheme.
+pub fn local_folder(uri: &str) -> Result<PathBuf> {
+    uri::parse(uri)
 }
 
 #[cfg(test)]

@@ -109,5 +109,5 @@ fn a_lost_answer_is_a_win_and_a_false_conflict_is_tried_again() {
 fn a_folder_that_cannot_be_made_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = Store::open(file.path().join("x").to_str().unwrap()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Storage);
+    assert_eq!(error.kind(), ErrorKind::Config);
 }

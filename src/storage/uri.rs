@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The folder that a store URI names.
+/// The folder or file that a URI names.
 pub(super) fn parse(uri: &str) -> Result<PathBuf> {
-    let fail = |why: &str| Err(Error::config(format!("'{}' is not a valid store: {why}", shown(uri))));
+    let fail = |why: &str| Err(Error::config(format!("'{}' is not a valid place: {why}", shown(uri))));
     if uri.trim() != uri || uri.is_empty() || uri.chars().any(char::is_control) {
         return fail("it is empty, or has spaces around it or control characters inside");
     }

@@ -7,6 +7,7 @@ mod progress;
 
 pub use progress::{Progress, duration};
 
+use crate::error::{Error, Result};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
@@ -21,8 +22,16 @@ pub enum LogFormat {
 }
 
 /// Starts logging; a second call changes nothing. `level` is a filter such as `info` or `medtune=debug`.
-pub fn init(format: LogFormat, level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+///
+/// # Errors
+/// [`crate::ErrorKind::Usage`] for a filter that cannot be parsed.
+pub fn init(format: LogFormat, level: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|e| {
+        Error::usage(format!(
+            "--log-level '{level}': write error, warn, info or debug, or a filter such as medtune=debug"
+        ))
+        .with_source(e)
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).compact().try_init(),
@@ -30,4 +39,5 @@ pub fn init(format: LogFormat, level: &str) {
     };
     // only a second initialisation fails, and then the first one serves
     drop(started);
+    Ok(())
 }

@@ -164,10 +164,13 @@ impl Loop<'_, '_> {
                 self.waited += asked.elapsed();
                 loss += self.backward(&batch, micro)?;
             }
-            let norm = if config.grad_clipping > 0.0 { Some(self.optimizer.clip(config.grad_clipping)?) } else { None };
-            if !loss.is_finite() || norm.is_some_and(|n| !n.is_finite()) {
+            // without a limit the norm is only measured
+            let limit = if config.grad_clipping > 0.0 { config.grad_clipping } else { f64::INFINITY };
+            let norm = self.optimizer.clip(limit)?;
+            if !loss.is_finite() || !norm.is_finite() {
                 return Err(Error::config(format!(
-                    "the loss is {loss} at step {step}: lower START_LEARNING_RATE, raise warmup_steps or set GRAD_CLIPPING"
+                    "the loss is {loss} and the gradient's norm {norm} at step {step}: lower START_LEARNING_RATE, raise \
+                     warmup_steps or set GRAD_CLIPPING"
                 )));
             }
             let schedule = &self.schedule;

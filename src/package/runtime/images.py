@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 MAX_ENCODED_BYTES = 128 * 1024 * 1024
 MAX_PIXELS = 178_956_970
+MAX_SIDE = 65_535  # resizing a longer one by one axis at a time could take any memory
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*", b"BM")
 
@@ -80,6 +81,8 @@ def decode(data):
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:  # Pillow's own limit, which a host program may have lifted
                 raise ImageError(f"{image.width * image.height} pixels are more than {MAX_PIXELS}")
+            if max(image.width, image.height) > MAX_SIDE:
+                raise ImageError(f"a side of {max(image.width, image.height)} pixels is longer than {MAX_SIDE}")
             image.load()
             # CMYK of other formats is left out: their decoders do not agree on what the inks mean
             cmyk = image.format == "JPEG" and image.mode == "CMYK"
