@@ -223,3 +223,20 @@ fn oriented(image: RgbImage, orientation: Orientation) -> Result<RgbImage> {
     let image = image.into_rgb8();
     RgbImage::new(image.width() as usize, image.height() as usize, image.into_raw())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_very_long_side_is_refused() {
+        for (width, height) in [(1, 70_000), (70_000, 1)] {
+            let mut png = Vec::new();
+            let line = image::GrayImage::new(width, height);
+            line.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+            let error = decode(&png).unwrap_err().to_string();
+            assert!(error.contains("70000") && error.contains("65535 a side"), "{error}");
+            assert!(check_image(&png).is_err());
+        }
+    }
+}

@@ -87,7 +87,8 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
     make(&checkpoints.join("vision_model"))?;
     weights::write(&checkpoints.join(weights_name), &params)?;
     let provenance = json!({
-        "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed, "base_model_name": request.name,
+        "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed,
+        "base_model_name": "MedImageInsight architecture, random weights",
     });
     let package = embedding_config(weights_name, pixels, provenance);
     let card = ModelCard {

@@ -332,13 +332,19 @@ def test_store_of_option_variable_and_job(bench, tmp_path):
     path.write_text(yaml.safe_dump(job))
 
     def missing_model(arguments=(), **variables):
-        done = invoke(bench.binary, *arguments, "run", path, "--dry-run", env=bench.env | variables, cwd="/")
+        done = invoke(bench.binary, *arguments, "run", path, env=bench.env | variables, cwd="/")
         return refused(done, NOT_FOUND, "data:pictures@latest")
 
     other, another = tmp_path / "other", tmp_path / "another"
     assert f"{tmp_path}/own" in missing_model()
     assert str(other) in missing_model(MEDTUNE_STORE=str(other))
     assert str(another) in missing_model(["--store", another], MEDTUNE_STORE=str(other))
+
+    # what only reads makes no store out of a typing error
+    typo = tmp_path / "typo"
+    for verb in (["run", path, "--dry-run"], ["model", "list"], ["data", "show", "x"], ["runs", "list"]):
+        refused(invoke(bench.binary, "--store", typo, *verb, env=bench.env), NOT_FOUND, typo)
+    assert not typo.exists()
     found = succeed(bench.binary, "model", "list", "--json", env=bench.env | {"MEDTUNE_STORE": f"file://{bench.store}"})
     assert [entry["name"] for entry in found] == ["base"]
     done = invoke(bench.binary, "model", "list", env=bench.env, cwd=tmp_path)

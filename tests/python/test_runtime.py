@@ -198,6 +198,14 @@ def test_decompression_bomb_is_refused_by_its_header():
         runtime().images.decode(bomb)
 
 
+def test_a_very_long_side_is_refused():
+    """Resizing works one axis at a time: of a line of pixels, the first pass would make gigabytes."""
+    line = io.BytesIO()
+    Image.new("L", (1, 70_000)).save(line, "PNG")
+    with pytest.raises(runtime().images.ImageError, match="70000"):
+        runtime().images.decode(line.getvalue())
+
+
 def test_decoding_of_unusual_images():
     images = runtime().images
 
