@@ -1,5 +1,6 @@
 //! Checks that libtorch is where the build expects it, embeds the run-time search path, and stamps the binary with a hash
-//! of the sources, so that a run record says which code made it. No dependencies: it fails before anything slow starts.
+//! of the sources, so that a run record says which code made it. Where libtorch is missing altogether, the C++ compiler says so first:
+//! see native/without-libtorch.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
