@@ -179,7 +179,7 @@ fn package(
         "seed": parameters.seed,
     });
     let metadata = models::metadata(&config.provenance, true);
-    let percent = |value: Option<f64>| value.map_or("not computed".to_owned(), |v| format!("{v:.4}"));
+    let accuracy = |value: Option<f64>| value.map_or("not computed".to_owned(), |v| format!("{v:.4}"));
     let spec = PackageSpec {
         checkpoints: &checkpoints,
         config,
@@ -190,8 +190,8 @@ fn package(
             datasets: references.into_iter().filter(|(name, _)| name != "mlflow_model_path").collect(),
             metrics: format!(
                 "Validation accuracy of the last weights: zero-shot {}, kNN {}. These are the weights of step {}, chosen by {} = {:.4}.",
-                percent(outcome.last.zero_shot),
-                percent(outcome.last.knn),
+                accuracy(outcome.last.zero_shot),
+                accuracy(outcome.last.knn),
                 outcome.best_step,
                 outcome.track_metric,
                 outcome.best

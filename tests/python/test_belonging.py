@@ -1,9 +1,8 @@
 """What does not belong together is refused: labels in another order, an adapter of another encoder or of other labels."""
 
-import subprocess
-
 import pytest
 import yaml
+from harness import invoke, refused
 
 DATA, PACKAGE = 11, 12
 
@@ -15,9 +14,7 @@ def refuse(run, binary, tmp_path):
     def call(kind, inputs, code, *fragments):
         job = tmp_path / "job.yaml"
         job.write_text(yaml.safe_dump({"version": 1, "kind": kind, "name": "wrong", "inputs": inputs}))
-        done = subprocess.run([str(binary), "--store", str(run.store), "run", str(job)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == code, done.stderr
-        assert all(str(fragment) in done.stderr for fragment in fragments), done.stderr
+        refused(invoke(binary, "--store", run.store, "run", job), code, *fragments)
         assert not list((run.store / "registry").glob("*/wrong-*"))
 
     return call
