@@ -75,6 +75,43 @@ impl PrepareParameters {
     }
 }
 
+/// The number type that a training computes in; weights and optimizer state are f32 in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// What the training configuration's FP16 says: fp16 on a GPU and bf16 on a CPU, or else f32.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 autocast.
+    Bf16,
+    /// float16 autocast with dynamic loss scaling; GPUs only.
+    Fp16,
+}
+
+/// What the loss compares with each other when an optimizer step has several forward passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ContrastiveBatch {
+    /// The rows of each forward pass, as in the original.
+    #[default]
+    Micro,
+    /// All rows of the step: features are computed once without gradients, and once more with them.
+    Total,
+}
+
+/// What happens when a loss or gradient is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// The run ends with an error.
+    #[default]
+    Stop,
+    /// The step is left out.
+    Skip,
+}
+
 /// Parameters of Finetune; the training itself is configured by the YAML file in `conf_files`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -83,6 +120,16 @@ pub struct FinetuneParameters {
     pub prompt_templates: Vec<String>,
     /// Seed of weights' drop path, sample order, augmentation and prompts.
     pub seed: u64,
+    /// The number type of the computation.
+    pub precision: Precision,
+    /// What the loss compares when a step has several forward passes.
+    pub contrastive_batch: ContrastiveBatch,
+    /// What happens when a loss or gradient is not finite; the rows are written to the run's folder either way.
+    pub on_non_finite: OnNonFinite,
+    /// How many checkpoints are kept while the training runs.
+    pub keep_checkpoints: usize,
+    /// Training images are rotated by up to this many degrees either way.
+    pub rotation: f64,
     /// Keys that replace those of the training configuration, e.g. `MAX_NUM_EPOCHS: 3`.
     pub training: BTreeMap<String, serde_json::Value>,
 }
@@ -93,6 +140,11 @@ impl Default for FinetuneParameters {
         FinetuneParameters {
             prompt_templates: prompts.map(str::to_owned).to_vec(),
             seed: 42,
+            precision: Precision::default(),
+            contrastive_batch: ContrastiveBatch::default(),
+            on_non_finite: OnNonFinite::default(),
+            keep_checkpoints: 2,
+            rotation: 0.0,
             training: BTreeMap::new(),
         }
     }
@@ -100,6 +152,13 @@ impl Default for FinetuneParameters {
 
 impl FinetuneParameters {
     fn validate(&self) -> Result<()> {
+        in_range("keep_checkpoints", self.keep_checkpoints as u64, 1, 1000)?;
+        if !(0.0..=180.0).contains(&self.rotation) {
+            return Err(Error::config(format!(
+                "parameters.rotation: {} is not within 0 to 180 degrees",
+                self.rotation
+            )));
+        }
         if self.prompt_templates.is_empty() {
             return Err(Error::config("parameters.prompt_templates: must hold at least one template, e.g. \"{}.\""));
         }

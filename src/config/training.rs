@@ -19,6 +19,21 @@ pub struct Smoothing {
     pub evaluate: bool,
 }
 
+/// Mixing of training images, timm's Mixup in batch mode: a batch is blended with itself in reverse order.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Mixup {
+    /// Probability that a batch is mixed.
+    pub probability: f64,
+    /// Both parameters of the Beta distribution of mixup's share; 0 leaves mixup out.
+    pub mixup_alpha: f64,
+    /// The same of CutMix's.
+    pub cutmix_alpha: f64,
+    /// Smallest and largest side of CutMix's rectangle as a share of the image; instead of `cutmix_alpha`.
+    pub cutmix_minmax: Option<[f64; 2]>,
+    /// Probability of CutMix where both are possible.
+    pub switch_probability: f64,
+}
+
 /// Everything that a training run is configured by.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainingConfig {
@@ -68,6 +83,10 @@ pub struct TrainingConfig {
     pub vflip: f64,
     /// Probability of RandomErasing.
     pub erase: f64,
+    /// TrivialAugmentWide: one of its 14 operations at a random strength for each image.
+    pub auto_augment: bool,
+    /// Mixup and CutMix, if any.
+    pub mixup: Option<Mixup>,
     /// Evaluate before the first step.
     pub eval_at_start: bool,
     /// Optimizer steps between evaluations; 0 evaluates at the end only.
@@ -80,6 +99,14 @@ pub struct TrainingConfig {
     pub eval_knn: Option<usize>,
     /// Optimizer steps between log lines.
     pub log_every: usize,
+    /// Mixed precision; which number type is the job's parameter `precision`.
+    pub fp16: bool,
+    /// Recompute the image blocks' activations in the backward pass instead of keeping them.
+    pub activation_checkpoint: bool,
+    /// Continue an interrupted training of the same job at its newest checkpoint.
+    pub resume: bool,
+    /// Optimizer steps between checkpoints; 0 writes one only when the run is told to stop.
+    pub save_every: usize,
 }
 
 /// A parsed training configuration with what its reader should be told.
@@ -226,6 +253,37 @@ impl Keys<'_> {
         })
     }
 
+    /// A count for which the original also writes -1 when it means 0.
+    fn count_or_off(&self, path: &str) -> Result<usize> {
+        match self.get(path).and_then(Value::as_i64) {
+            Some(-1) => Ok(0),
+            _ => self.whole(path, 0, 0),
+        }
+    }
+
+    fn mixup(&self) -> Result<Option<Mixup>> {
+        let probability = self.number("AUG.MIXUP_PROB", 0.0, 0.0, 1.0)?;
+        if probability == 0.0 {
+            return Ok(None);
+        }
+        let minmax = "AUG.MIXCUT_MINMAX";
+        let given = self.get(minmax).is_some_and(|v| v.as_sequence().is_none_or(|s| !s.is_empty()));
+        let mixup = Mixup {
+            probability,
+            mixup_alpha: self.number("AUG.MIXUP", 0.8, 0.0, 100.0)?,
+            cutmix_alpha: self.number("AUG.MIXCUT", 1.0, 0.0, 100.0)?,
+            cutmix_minmax: given.then(|| self.pair(minmax, [0.0, 1.0])).transpose()?,
+            switch_probability: self.number("AUG.MIXUP_SWITCH_PROB", 0.5, 0.0, 1.0)?,
+        };
+        if mixup.cutmix_minmax.is_some_and(|[_, high]| high > 1.0) {
+            return Err(self.wrong(minmax, "two rising numbers from 0 to 1"));
+        }
+        if mixup.mixup_alpha == 0.0 && mixup.cutmix_alpha == 0.0 && mixup.cutmix_minmax.is_none() {
+            return Err(self.wrong("AUG.MIXUP_PROB", "0 where AUG.MIXUP and AUG.MIXCUT are both 0"));
+        }
+        Ok(Some(mixup))
+    }
+
     fn smoothing(&self) -> Result<Option<Smoothing>> {
         if !self.leaves.iter().any(|(p, v)| p.starts_with("WEIGHT_SMOOTHING.") && !v.is_null()) {
             return Ok(None);
@@ -288,11 +346,6 @@ impl Keys<'_> {
                 "LR_SCHEDULER_PARAMS.epochs has no effect: the cosine spans all steps of MAX_NUM_EPOCHS".to_owned(),
             );
         }
-        if self.get("IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT") == Some(&Value::Bool(true)) {
-            warnings.push(
-                "IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT has no effect in this version: activations are kept, not recomputed".to_owned(),
-            );
-        }
         let betas = self.pair("OPTIMIZER_PARAMS.betas", [0.9, 0.999])?;
         if betas[1] >= 1.0 {
             return Err(self.wrong("OPTIMIZER_PARAMS.betas", "two numbers from 0 to under 1"));
@@ -330,12 +383,18 @@ impl Keys<'_> {
             hflip: self.number("AUG.TORCHVISION_AUG.HFLIP", 0.0, 0.0, 1.0)?,
             vflip: self.number("AUG.TORCHVISION_AUG.VFLIP", 0.0, 0.0, 1.0)?,
             erase: self.number("AUG.TORCHVISION_AUG.RE_PROB", 0.0, 0.0, 1.0)?,
+            auto_augment: self.get("AUG.TORCHVISION_AUG.AUTO_AUGMENT").map(text_of).as_deref() == Some("ta_wide"),
+            mixup: self.mixup()?,
             eval_at_start: self.flag("EVAL_AT_START", true)?,
             eval_every: self.whole("EVAL_PER_OPTIM_STEPS", 0, 0)?,
             eval_batch_size: self.whole("TEST.BATCH_SIZE_PER_GPU", 8, 1)?,
             eval_zero_shot,
             eval_knn,
             log_every: self.whole("LOG_EVERY", 10, 1)?,
+            fp16: self.flag("FP16", false)?,
+            activation_checkpoint: self.flag("IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT", false)?,
+            resume: self.flag("RESUME", true)?,
+            save_every: self.count_or_off("SAVE_PER_OPTIM_STEPS")?,
         })
     }
 }
@@ -378,6 +437,7 @@ mod tests {
         assert_eq!(config.smoothing, Some(Smoothing { decay: 0.99, evaluate: true }));
         assert_eq!((config.eval_zero_shot, config.eval_knn), (true, None));
         assert_eq!(config.weight_decay_patterns, vec![("\\.bias$".to_owned(), 0.0)]);
+        assert!(config.resume && !config.fp16 && config.save_every == 0 && config.mixup.is_none());
         assert!(warnings[0].contains("50") && warnings[0].contains("48"));
     }
 
@@ -385,8 +445,9 @@ mod tests {
     fn refusals_name_the_key_and_the_reason() {
         for (yaml, part) in [
             ("START_LERNING_RATE: 1", "did you mean 'START_LEARNING_RATE'?"),
-            ("FP16: true", "FP16: true is not supported"),
-            ("AUG: {TORCHVISION_AUG: {AUTO_AUGMENT: ta_wide}}", "AUTO_AUGMENT: ta_wide is not supported"),
+            ("ZERO_STAGE: 1", "ZERO_STAGE: 1 is not supported"),
+            ("AUG: {TORCHVISION_AUG: {AUTO_AUGMENT: imagenet}}", "AUTO_AUGMENT: imagenet is not supported"),
+            ("AUG: {MIXUP_PROB: 0.5, MIXUP: 0, MIXCUT: 0}", "AUG.MIXUP_PROB"),
             ("DATASET: {ROOT: /x}", "DATASET.ROOT"),
             ("CUSTOMIZED_PARAMS_CONF: {FREEZE_PATTERNS: ['(']}", "not a regular expression"),
             ("MAX_NUM_EPOCHS: 0", "MAX_NUM_EPOCHS"),
