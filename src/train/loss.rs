@@ -25,49 +25,93 @@ pub fn positive_groups<K: Eq + Hash>(keys: impl IntoIterator<Item = Option<K>>) 
         .collect()
 }
 
+/// What each row is drawn to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Targets {
+    /// The group of each row; rows of one group are positives of each other.
+    pub groups: Vec<i64>,
+    /// For mixed images: the row that each image is mixed with, and the share of its own pixels. Empty: none is mixed.
+    pub mixed: Vec<(usize, f64)>,
+}
+
+impl Targets {
+    /// Adds the rows of another forward pass behind these.
+    pub fn extend(&mut self, rows: Targets) {
+        let first = self.groups.len();
+        let count = rows.groups.len();
+        if self.mixed.is_empty() && !rows.mixed.is_empty() {
+            self.mixed = (0..first).map(|row| (row, 1.0)).collect();
+        }
+        if !self.mixed.is_empty() {
+            let unmixed = (0..count).map(|row| (row, 1.0)).collect();
+            let mixed = if rows.mixed.is_empty() { unmixed } else { rows.mixed };
+            self.mixed.extend(mixed.into_iter().map(|(partner, share)| (first + partner, share)));
+        }
+        self.groups.extend(rows.groups);
+    }
+
+    /// `[B, B]` each, row-major: -1/(2B) times the weight of text j for image i, and of image i for text j. Without mixing both are
+    /// 1/|P(i)| where i and j share a group. An image of share s drawn to its own texts is drawn to its partner's by 1 - s,
+    /// and a text to every image by the share of its own class in it.
+    fn weights(&self) -> (Vec<f64>, Vec<f64>) {
+        let count = self.groups.len();
+        let mut sizes: HashMap<i64, f64> = HashMap::new();
+        for &group in &self.groups {
+            *sizes.entry(group).or_default() += 1.0;
+        }
+        let same = |i: usize, j: usize| if self.groups[i] == self.groups[j] { 1.0 } else { 0.0 };
+        let mixed = |i: usize| self.mixed.get(i).copied().unwrap_or((i, 1.0));
+        let (mut images, mut texts) = (vec![0.0; count * count], vec![0.0; count * count]);
+        let mut totals = vec![0.0; count];
+        for i in 0..count {
+            let (partner, share) = mixed(i);
+            let (own, other) = (share / sizes[&self.groups[i]], (1.0 - share) / sizes[&self.groups[partner]]);
+            for j in 0..count {
+                images[i * count + j] = own * same(i, j) + other * same(partner, j);
+                texts[i * count + j] = share * same(i, j) + (1.0 - share) * same(partner, j);
+                totals[j] += texts[i * count + j];
+            }
+        }
+        let scale = -0.5 / count as f64;
+        images.iter_mut().for_each(|w| *w *= scale);
+        for row in texts.chunks_exact_mut(count) {
+            // a text whose class is in no image, its own mixed away altogether, has nothing to be drawn to
+            row.iter_mut().zip(&totals).for_each(|(w, total)| *w *= if *total > 0.0 { scale / total } else { 0.0 });
+        }
+        (images, texts)
+    }
+}
+
 /// The UniCL loss of `image` and `text` features, both `[B, d]` and L2-normalised, as a scalar in float32.
 ///
 /// With S = exp(`log_scale`) * image . text^T and P(i) the rows whose group equals that of row i, it is half the sum over
-/// both directions of the mean over i of -(1/|P(i)|) * sum over P(i) of log softmax(S)(i). `groups` has `B` entries.
+/// both directions of the mean over i of -(1/|P(i)|) * sum over P(i) of log softmax(S)(i). Mixed images have the mixture of
+/// both sets of positives as their target. `targets` has `B` rows.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Internal`] when the row counts differ, [`crate::ErrorKind::Engine`] when libtorch fails.
-pub fn unicl_loss(image: &Tensor, text: &Tensor, log_scale: &Tensor, groups: &[i64]) -> Result<Tensor> {
-    let rows = groups.len();
+pub fn unicl_loss(image: &Tensor, text: &Tensor, log_scale: &Tensor, targets: &Targets) -> Result<Tensor> {
+    let rows = targets.groups.len();
     let batch = i64::try_from(rows).unwrap_or(i64::MAX);
     if batch == 0 || image.size().first() != Some(&batch) || text.size().first() != Some(&batch) {
         let (i, t) = (image.size(), text.size());
-        return Err(Error::internal(format!("contrastive loss over {rows} groups, images {i:?} and texts {t:?}")));
+        return Err(Error::internal(format!("contrastive loss over {rows} rows, images {i:?} and texts {t:?}")));
     }
-    let weights = positive_weights(groups, batch)?.f_to_device(image.device()).map_err(engine)?;
+    let (to_texts, to_images) = targets.weights();
+    let matrix = |values: &[f64]| {
+        let weights = Tensor::f_from_slice(values)?.f_view([batch, batch])?;
+        weights.f_to_kind(Kind::Float)?.f_to_device(image.device())
+    };
     (|| {
         // float32 whatever the autocast type: the scaled logits reach 100 and feed a softmax
         let (image, text) = (image.f_to_kind(Kind::Float)?, text.f_to_kind(Kind::Float)?);
         let scale = log_scale.f_to_kind(Kind::Float)?.f_exp()?;
         let logits = image.f_matmul(&text.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?.f_mul(&scale)?;
-        let both = logits.f_log_softmax(1, Kind::Float)?.f_add(&logits.f_log_softmax(0, Kind::Float)?)?;
-        both.f_mul(&weights)?.f_sum(Kind::Float)
+        let by_image = logits.f_log_softmax(1, Kind::Float)?.f_mul(&matrix(&to_texts)?)?;
+        let by_text = logits.f_log_softmax(0, Kind::Float)?.f_mul(&matrix(&to_images)?)?;
+        by_image.f_add(&by_text)?.f_sum(Kind::Float)
     })()
     .map_err(engine)
-}
-
-/// `[B, B]`: -1 / (2 B |P(i)|) where j is a positive of i, else 0. |P(i)| = |P(j)| there, so one matrix serves both ways.
-#[expect(clippy::cast_precision_loss, reason = "batches are far below 2^24 rows")]
-fn positive_weights(groups: &[i64], batch: i64) -> Result<Tensor> {
-    let mut sizes: HashMap<i64, usize> = HashMap::new();
-    for &group in groups {
-        *sizes.entry(group).or_default() += 1;
-    }
-    let mut weights = vec![0f32; groups.len() * groups.len()];
-    for (row, a) in weights.chunks_exact_mut(groups.len()).zip(groups) {
-        let value = -0.5 / (groups.len() as f32 * sizes[a] as f32);
-        for (cell, b) in row.iter_mut().zip(groups) {
-            if a == b {
-                *cell = value;
-            }
-        }
-    }
-    Tensor::f_from_slice(&weights).and_then(|t| t.f_view([batch, batch])).map_err(engine)
 }
 
 #[cfg(test)]
@@ -119,7 +163,8 @@ mod tests {
         let groups = [0, 1, 0, 2, 1, 0];
         let log_scale = Tensor::from(2.0f32).set_requires_grad(true);
         let features = tensor(&image).set_requires_grad(true);
-        let loss = unicl_loss(&features, &tensor(&text), &log_scale, &groups).unwrap();
+        let targets = Targets { groups: groups.to_vec(), mixed: Vec::new() };
+        let loss = unicl_loss(&features, &tensor(&text), &log_scale, &targets).unwrap();
         assert!(loss.size().is_empty());
         let expected = naive(&image, &text, 2.0, &groups);
         assert!((loss.double_value(&[]) - expected).abs() < 1e-5, "{loss} instead of {expected}");
@@ -131,8 +176,36 @@ mod tests {
     }
 
     #[test]
+    fn mixed_targets_are_distributions_and_reduce_to_the_plain_ones() {
+        let groups = vec![0, 1, 0, 2];
+        let plain = Targets { groups: groups.clone(), mixed: Vec::new() }.weights();
+        let whole = Targets { groups: groups.clone(), mixed: (0..4).map(|i| (3 - i, 1.0)).collect() }.weights();
+        assert_eq!(plain, whole);
+        let swapped = Targets { groups: groups.clone(), mixed: (0..4).map(|i| (3 - i, 0.0)).collect() }.weights().0;
+        assert_eq!(swapped[..4], plain.0[12..]);
+        let (images, texts) = Targets { groups, mixed: (0..4).map(|i| (3 - i, 0.3)).collect() }.weights();
+        for i in 0..4 {
+            let row: f64 = images[i * 4..][..4].iter().sum();
+            let column: f64 = (0..4).map(|k| texts[k * 4 + i]).sum();
+            assert!((row + 0.125).abs() < 1e-12 && (column + 0.125).abs() < 1e-12, "{row} {column}");
+        }
+        // image 1 (class 1) holds 70 % of image 2 (class 0, rows 0 and 2)
+        assert!((images[4] + 0.125 * 0.35).abs() < 1e-12 && (images[5] + 0.125 * 0.3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn passes_are_joined_with_their_partners() {
+        let mut all = Targets { groups: vec![0, 1], mixed: Vec::new() };
+        all.extend(Targets { groups: vec![1, 0], mixed: vec![(1, 0.4), (0, 0.4)] });
+        assert_eq!(all.mixed, [(0, 1.0), (1, 1.0), (3, 0.4), (2, 0.4)]);
+        all.extend(Targets { groups: vec![2], mixed: Vec::new() });
+        assert_eq!((all.groups.len(), all.mixed[4]), (5, (4, 1.0)));
+    }
+
+    #[test]
     fn refuses_other_row_counts() {
         let features = tensor(&unit_rows(3, 4, 0.0));
-        assert!(unicl_loss(&features, &features, &Tensor::from(0f32), &[0, 1]).is_err());
+        let targets = Targets { groups: vec![0, 1], mixed: Vec::new() };
+        assert!(unicl_loss(&features, &features, &Tensor::from(0f32), &targets).is_err());
     }
 }
