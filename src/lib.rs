@@ -5,7 +5,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`error`] | one error type; its kind is the exit code |
-//! | [`telemetry`] | logging and progress |
+//! | [`telemetry`] | logging, progress, being asked to stop |
 //! | [`config`] | job files and training configurations: rendered, parsed, validated |
 //! | [`storage`] | one store: put, get, list, and the create-if-absent that publishing rests on |
 //! | [`registry`] | named, numbered versions of datasets and models; run records |

@@ -1,9 +1,10 @@
-//! Logging and progress.
+//! Logging, progress, and being asked to stop.
 //!
 //! Log lines go to standard error, as text or as JSON; standard output is for results alone. Nothing here sees pixels, texts
 //! or credentials.
 
 mod progress;
+pub mod stop;
 
 pub use progress::{Progress, duration};
 
