@@ -117,7 +117,14 @@ impl Runner<'_> {
         let computes = |k: Kind| matches!(k, Kind::Finetune | Kind::Embed | Kind::Adapter | Kind::Assemble);
         if self.job.steps().iter().any(|(_, s)| computes(s.kind)) {
             let device = device::select(&self.job.compute)?;
-            tracing::info!(device = %device::name(device), "computing");
+            let compute = device::record(device);
+            tracing::info!(
+                device = compute.device,
+                libtorch = compute.libtorch,
+                threads = compute.threads,
+                "computing"
+            );
+            self.record.compute = Some(compute);
         }
         limit_threads(self.job.compute.threads);
         self.record.save(self.store)?;
