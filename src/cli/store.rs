@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::package;
 use crate::registry::{
     self, AssetKind, Lineage, NewVersion, Reference, RunRecord, Version, folder_files, get, list_names, list_versions,
-    publish, pull, verify_version,
+    publish, pull, series_folders, verify_version,
 };
 use crate::storage::{Store, sha256_hex};
 use clap::Subcommand;
@@ -215,8 +215,21 @@ impl RunsVerb {
                     .collect();
                 output::line(&output::table(&["RUN", "KIND", "STATUS", "STARTED", "TOOK"], &rows))
             }
-            RunsVerb::Show { id, json: true } => output::json(&RunRecord::load(&store, &id)?),
-            RunsVerb::Show { id, json: false } => output::line(&summary(&RunRecord::load(&store, &id)?)),
+            RunsVerb::Show { id, json } => {
+                let record = RunRecord::load(&store, &id)?;
+                let series = series_folders(&store, &id)?;
+                if json {
+                    let mut value = serde_json::to_value(&record).unwrap_or_default();
+                    value["series"] = json!(series);
+                    return output::json(&value);
+                }
+                let mut text = summary(&record);
+                if !series.is_empty() {
+                    let rows: Vec<Vec<String>> = series.into_iter().map(|(step, uri)| vec![step, uri]).collect();
+                    text = format!("{}\n\n{text}", output::table(&["CURVE OF", "WHERE"], &rows));
+                }
+                output::line(&text)
+            }
         }
     }
 }

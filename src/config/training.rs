@@ -109,6 +109,14 @@ pub struct TrainingConfig {
     pub save_every: usize,
 }
 
+impl TrainingConfig {
+    /// Forward passes of an optimizer step.
+    #[must_use]
+    pub fn micro_batches(&self) -> usize {
+        self.batch_total / self.batch_size
+    }
+}
+
 /// A parsed training configuration with what its reader should be told.
 #[derive(Debug, Clone)]
 pub struct Parsed {

@@ -11,10 +11,13 @@ use crate::infer::{Encoder, check_vocabulary, device, model_config};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights;
 use crate::package::{ModelCard, Package, PackageSpec, package_files, write_package};
-use crate::registry::{AssetKind, folder_files};
+use crate::registry::{AssetKind, SeriesFolder, folder_files};
+use crate::train::checkpoint::{self, Checkpoints};
 use crate::train::evaluation::Evaluation;
 use crate::train::loader::Loader;
+use crate::train::precision::Mode;
 use crate::train::trainer::{BEST, Outcome, Training};
+use crate::train::watch::Watch;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -34,6 +37,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     let sets = read_sets(context, &config)?;
 
     let device = device::select(context.compute)?;
+    let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
     let mut sizes = model_config(&base)?;
     if let Some(rate) = config.drop_path_rate {
         sizes.image.drop_path_rate = rate;
@@ -72,14 +76,20 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     };
     let save_dir = context.folder("save_dir")?;
     super::write_json(&save_dir.join("training.json"), &json!({ "training": config, "parameters": parameters }))?;
+    let (store, scratch) = (context.store, context.folder("checkpoint")?);
+    let (run_id, step) = context.run;
     let training = Training {
         config: &config,
+        parameters,
+        mode,
         params: &mut params,
         encoder: &encoder,
         loader: &loader,
         evaluation: &evaluation,
         device,
         folder: &save_dir,
+        checkpoints: Checkpoints::new(store, context.continuation, parameters.keep_checkpoints, scratch),
+        watch: Watch::new(Some(SeriesFolder::new(store, run_id, step)?)),
     };
     let outcome = training.run()?;
     tracing::info!(
@@ -204,7 +214,8 @@ fn package(
     let folder = context.scratch.join("package");
     write_package(&spec, &folder)?;
     let metrics = as_json(outcome)?;
-    let mut produced = Produced { metrics: metrics.clone(), ..Produced::default() };
+    let used_up = Some(checkpoint::folder(context.continuation));
+    let mut produced = Produced { metrics: metrics.clone(), used_up, ..Produced::default() };
     let artifact = |kind, files, description: &str| Artifact {
         kind,
         files,
@@ -232,6 +243,7 @@ fn lasting(outcome: &Outcome) -> Result<Value> {
     let mut value = as_json(outcome)?;
     if let Some(fields) = value.as_object_mut() {
         fields.shift_remove("data_wait_share");
+        fields.shift_remove("images_per_s");
     }
     Ok(value)
 }

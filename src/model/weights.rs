@@ -63,6 +63,30 @@ fn tensor_of(name: &str, view: &TensorView<'_>, path: &Path) -> Result<Tensor> {
     Tensor::f_from_data_size(view.data(), &shape, kind).and_then(|t| t.f_to_kind(Kind::Float)).map_err(engine)
 }
 
+/// Copies tensors of a safetensors file into `targets` of the same names, one at a time; others in the file are left out.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] when one is missing or of another shape, or the file is damaged.
+pub fn load_into(path: &Path, targets: Vec<(String, Tensor)>) -> Result<()> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    // SAFETY: the map is read-only and private to this call; the file is in a folder of this process.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+    let tensors = parse(&map, path)?;
+    for (name, mut target) in targets {
+        let view = tensors
+            .tensor(&name)
+            .map_err(|e| Error::package(format!("'{}' lacks '{name}'", path.display())).with_source(e))?;
+        let source = tensor_of(&name, &view, path)?;
+        let (have, need) = (source.size(), target.size());
+        if have != need {
+            let file = path.display();
+            return Err(Error::package(format!("'{file}': '{name}' has shape {have:?} instead of {need:?}")));
+        }
+        tch::no_grad(|| target.f_copy_(&source)).map_err(engine)?;
+    }
+    Ok(())
+}
+
 /// Reads one parameter by its present name.
 ///
 /// # Errors

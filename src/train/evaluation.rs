@@ -4,7 +4,7 @@ use crate::data::{ImageTextPairs, Labels};
 use crate::error::{Context, Error, Result};
 use crate::evaluation::{Bank, Scores, knn_scores};
 use crate::infer::{Encoder, zero_shot_logits};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// What is evaluated and how.
@@ -27,7 +27,7 @@ pub struct Evaluation<'a> {
 }
 
 /// Accuracies on the validation set.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Accuracies {
     /// By label text.
     pub zero_shot: Option<f64>,
@@ -88,6 +88,10 @@ fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
 fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize) -> Result<Vec<f32>> {
     let mut out = Vec::with_capacity(pairs.len() * encoder.dim());
     for start in (0..pairs.len()).step_by(batch_size) {
+        // an evaluation can take long; whoever asked to stop does not wait for it
+        if let Some(signal) = crate::telemetry::stop::requested() {
+            return Err(Error::new(crate::ErrorKind::Preempted, format!("{signal} during an evaluation")));
+        }
         let rows = start..(start + batch_size).min(pairs.len());
         let images = rows
             .map(|row| pairs.image(row).map(|(key, bytes)| (pairs.locate(row, &key), bytes)))

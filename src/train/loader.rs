@@ -57,17 +57,20 @@ impl Loader<'_> {
         rows
     }
 
-    /// Loads the batches of all epochs in order and sends them, until the last or until nobody listens any more.
-    pub fn feed(&self, epochs: usize, sender: &SyncSender<Result<Batch>>) {
-        for epoch in 0..epochs {
+    /// Loads the batches of all epochs in order, without the first `skip`, and sends them: until the last or until nobody
+    /// listens any more.
+    pub fn feed(&self, epochs: usize, skip: usize, sender: &SyncSender<Result<Batch>>) {
+        let mut first = skip % self.batches.max(1);
+        for epoch in skip / self.batches.max(1)..epochs {
             let order = self.order(epoch);
-            for rows in order.chunks_exact(self.batch_size).take(self.batches) {
+            for rows in order.chunks_exact(self.batch_size).take(self.batches).skip(first) {
                 let batch = self.load(epoch, rows);
                 let failed = batch.is_err();
                 if sender.send(batch).is_err() || failed {
                     return;
                 }
             }
+            first = 0;
         }
     }
 
