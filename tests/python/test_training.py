@@ -131,3 +131,25 @@ def test_the_only_evaluation_is_of_the_last_step(raw):
     assert [line["step"] for line in result.series() if "evaluation" in line] == [STEPS]
     best, last = ((result.save_dir / f"{name}.safetensors").read_bytes() for name in ("best", "last"))
     assert best == last == result.package_weights().read_bytes()
+
+
+def test_a_loss_over_all_rows_of_the_step(bench, expected):
+    """`contrastive_batch: total` is one pass over the whole batch, although its parts are computed one after the other."""
+    batch = TRAINING["TRAIN"]["BATCH_SIZE_TOTAL"]
+    series, _, average = by_pytorch(bench, TRAINING, contrast=batch)
+    assert series[1]["loss"] > 1.1 * expected[0][1]["loss"], "it makes no difference how many rows are compared"
+    result, _ = by_medtune(bench, "total", contrastive_batch="total")
+    check_series(result.steps(), series)
+    distance, name = furthest(result.weights("last"), average)
+    assert distance <= CLOSE, name
+
+
+def test_bfloat16_learns_alike(bench, expected):
+    """`FP16: true` on a CPU is bfloat16: near the 32-bit run, never the same, and the weights stay 32-bit."""
+    result, log = by_medtune(bench, "bf16", training={"FP16": True})
+    assert "FP16" in log and "bfloat16" in log
+    steps, expected = result.steps(), expected[0]
+    assert steps.keys() == expected.keys()
+    apart = [abs(steps[step]["loss"] - expected[step]["loss"]) for step in steps]
+    assert min(apart) > 0 and max(apart) < 0.15 and sum(apart) / len(apart) < 0.05, apart
+    assert {tensor.dtype for tensor in result.weights("last").values()} == {torch.float32}

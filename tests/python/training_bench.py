@@ -50,12 +50,13 @@ def picture(rng, label, width, height):
     return out.getvalue()
 
 
-def rows(count, seed):
-    """[(key, JPEG, text row)]: sizes of all kinds, classes in no order, and two sources, which share no positives."""
+def rows(count, seed, classes=None):
+    """[(key, JPEG, text row)]: sizes of all kinds, two sources, which share no positives, and `classes`, or all in no order."""
     rng = np.random.default_rng(seed)
     found = []
     for n in range(count):
         label = int(rng.permutation(len(LABELS))[0]) if n >= len(LABELS) else n
+        label = label if classes is None else classes[n]
         text = {"class_id": label, "class_name": LABELS[label], "source": f"site {n % 2}", "task": "classification"}
         width, height = (int(side) for side in rng.integers(20, 70, 2))
         found.append((f"{seed}/{n:03}.jpg", picture(rng, label, width, height), text))
@@ -65,13 +66,14 @@ def rows(count, seed):
 class Bench:
     """A folder with everything that the job reads, and stores in it that differ only in what happened to their runs."""
 
-    def __init__(self, binary, folder, training, **sizes):
-        self.binary, self.folder, self.training = binary, Path(folder), training
+    def __init__(self, binary, folder, training, train=None, state=None):
+        """`train` takes the place of the training rows, `state` of some of the base model's weights."""
+        self.binary, self.folder = binary, Path(folder)
         self.env = environment(self.folder / "tmp")
-        self.config = small_pixels(handmade.config(**sizes))
+        self.config = small_pixels(handmade.config())
         self.config["IMAGE_ENCODER"]["SPEC"]["DROP_PATH_RATE"] = 0.1
-        self._write_base()
-        self.train = rows(60, 1)
+        self._write_base(state or {})
+        self.train = train or rows(60, 1)
         for name, content in (("train", self.train), ("eval", rows(9, 2))):
             write_tsv(self.folder / f"{name}_images.tsv", [(key, data) for key, data, _ in content])
             write_tsv(self.folder / f"{name}_texts.tsv", [(key, text) for key, _, text in content])
@@ -79,7 +81,7 @@ class Bench:
         (self.folder / "train.yaml").write_text(yaml.safe_dump(training, sort_keys=False))
         succeed(binary, "--store", self.folder / "empty", "model", "import", "--name", "base", self.folder / "base", env=self.env)
 
-    def _write_base(self):
+    def _write_base(self, state):
         """The community layout, with weights large enough that every part of the network matters from the first step on."""
         base = self.folder / "base"
         words = base / "language_model" / "clip_tokenizer_4.16.2"
@@ -89,7 +91,7 @@ class Bench:
         (words / "vocab.json").write_text(json.dumps(self.tokenizer.get_vocab()))
         (words / "merges.txt").write_text("#version: 0.2\n")
         (base / "config.yaml").write_text(yaml.safe_dump(self.config))
-        self.state = handmade.random_state(self.config, self.tokenizer.get_vocab_size(), seed=11)
+        self.state = handmade.random_state(self.config, self.tokenizer.get_vocab_size(), seed=11) | state
         save_file(self.state, base / "vision_model" / "model.safetensors")
 
     def new_store(self, name):
