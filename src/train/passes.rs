@@ -54,14 +54,13 @@ impl Passes<'_> {
 
     fn one(&self, batch: &Batch, count: usize, scale: f64) -> Result<Compared> {
         let (images, texts) = self.features(batch)?;
-        let loss = unicl_loss(&images, &texts, &self.encoder.model().logit_scale(), &self.targets(batch))?;
+        let loss = unicl_loss(&images, &texts, &self.encoder.model().logit_scale(), &self.targets(std::slice::from_ref(batch)))?;
         let part = loss.f_div_scalar(count as f64).map_err(engine)?;
         backward(&part, scale).map_err(engine)?;
         Ok(Compared { rows: batch.rows.clone(), loss: part.f_double_value(&[]).map_err(engine)? })
     }
 
     fn total(&self, batches: &[Batch], scale: f64) -> Result<Compared> {
-        let mut targets = Targets::default();
         let (mut images, mut texts) = (Vec::new(), Vec::new());
         {
             let _guard = tch::no_grad_guard();
@@ -69,12 +68,11 @@ impl Passes<'_> {
                 let (image, text) = self.features(batch)?;
                 images.push(image.f_to_kind(Kind::Float).map_err(engine)?);
                 texts.push(text.f_to_kind(Kind::Float).map_err(engine)?);
-                targets.extend(self.targets(batch));
             }
         }
         let leaf = |parts: &[Tensor]| Tensor::f_cat(parts, 0)?.f_set_requires_grad(true);
         let (images, texts) = (leaf(&images).map_err(engine)?, leaf(&texts).map_err(engine)?);
-        let loss = unicl_loss(&images, &texts, &self.encoder.model().logit_scale(), &targets)?;
+        let loss = unicl_loss(&images, &texts, &self.encoder.model().logit_scale(), &self.targets(batches))?;
         backward(&loss, scale).map_err(engine)?;
         let mut first = 0;
         for batch in batches {
@@ -111,9 +109,11 @@ impl Passes<'_> {
         })
     }
 
-    fn targets(&self, batch: &Batch) -> Targets {
+    /// What the rows of these micro-batches are drawn to, compared all together.
+    fn targets(&self, batches: &[Batch]) -> Targets {
         let rows = self.pairs.rows();
-        let groups = positive_groups(batch.rows.iter().map(|&r| Some((&rows[r].source, rows[r].class_id))));
+        let all = batches.iter().flat_map(|b| &b.rows);
+        let groups = positive_groups(all.map(|&r| Some((&rows[r].source, rows[r].class_id))));
         Targets { groups, mixed: Vec::new() }
     }
 }
