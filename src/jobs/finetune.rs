@@ -53,12 +53,15 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         hflip: config.hflip,
         vflip: config.vflip,
         erase_probability: config.erase,
+        rotation: parameters.rotation,
+        auto_augment: config.auto_augment,
     };
     augmentation.validate().context(|| "the training configuration's AUG section")?;
     let loader = Loader {
         pairs: &sets.train,
         pixels: &pixels,
         augmentation: &augmentation,
+        mixup: config.mixup.as_ref(),
         prompts: &parameters.prompt_templates,
         batch_size: config.batch_size,
         batches: Training::steps_per_epoch(&config, sets.train.len()) * (config.batch_total / config.batch_size),
@@ -132,7 +135,7 @@ pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Res
 fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets> {
     let labels = Labels::read(context.path("label_file")?)?;
     let open = |images: &Path, texts: &Path| ImageTextPairs::open(images, texts, &labels);
-    let train = open(context.path("image_tsv")?, context.path("text_tsv")?)?;
+    let train = ImageTextPairs::open_training(context.path("image_tsv")?, context.path("text_tsv")?, &labels)?;
     let validation = open(context.path("eval_image_tsv")?, context.path("eval_text_tsv")?)?;
     let reference = match (context.optional_path("eval_train_image_tsv"), context.optional_path("eval_train_text_tsv"))
     {
@@ -145,6 +148,11 @@ fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets>
         }
     };
     train.require_every_class(&labels)?;
+    if reference.is_none() && config.eval_knn.is_some() {
+        train.class_ids().context(|| {
+            "kNN evaluation compares with the training set unless eval_train_image_tsv and eval_train_text_tsv are given"
+        })?;
+    }
     if train.len() < config.batch_total {
         return Err(Error::config(format!(
             "TRAIN.BATCH_SIZE_TOTAL: {} is more than the {} rows of '{}'",

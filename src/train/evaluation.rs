@@ -54,7 +54,7 @@ impl Evaluation<'_> {
     /// [`crate::ErrorKind::Data`] naming the image that cannot be read; [`crate::ErrorKind::Engine`].
     pub fn run(&self, encoder: &Encoder) -> Result<Accuracies> {
         let images = encode(encoder, self.validation, self.batch_size)?;
-        let truth: Vec<usize> = classes(self.validation);
+        let truth: Vec<usize> = classes(self.validation)?;
         let (dim, count) = (encoder.dim(), self.labels.len());
         let zero_shot = if self.zero_shot {
             let texts = encoder.class_embeddings(self.labels, self.text_template)?;
@@ -67,7 +67,7 @@ impl Evaluation<'_> {
             Some(k) => {
                 let reference = encode(encoder, self.reference, self.batch_size)?;
                 let (bank, queries) = (Bank::new(&reference, dim)?, Bank::new(&images, dim)?);
-                let scores = knn_scores(&bank, &classes(self.reference), &queries, count, k)?;
+                let scores = knn_scores(&bank, &classes(self.reference)?, &queries, count, k)?;
                 Some(accuracy(&scores, &truth))
             }
             None => None,
@@ -76,8 +76,10 @@ impl Evaluation<'_> {
     }
 }
 
-fn classes(pairs: &ImageTextPairs) -> Vec<usize> {
-    pairs.class_ids().into_iter().map(|c| c as usize).collect()
+/// # Errors
+/// [`crate::ErrorKind::Data`] naming a row that has no class.
+fn classes(pairs: &ImageTextPairs) -> Result<Vec<usize>> {
+    Ok(pairs.class_ids()?.into_iter().map(|c| c as usize).collect())
 }
 
 fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
