@@ -39,7 +39,7 @@ impl NonFinite {
         compared: &[Compared],
     ) -> Result<()> {
         for pass in compared {
-            let keys = pass.rows.iter().map(|&row| pairs.image(row).map(|(key, _)| key)).collect::<Result<Vec<_>>>()?;
+            let keys = pass.rows.iter().map(|&row| pairs.key(row).map(str::to_owned)).collect::<Result<Vec<_>>>()?;
             let number = |n: f64| if n.is_finite() { json!(n) } else { json!(n.to_string()) };
             let line = json!({ "step": step, "loss": number(pass.loss), "grad_norm": number(norm), "keys": keys });
             self.lines.push_str(&format!("{line}\n"));

@@ -113,8 +113,16 @@ impl Passes<'_> {
     fn targets(&self, batches: &[Batch]) -> Targets {
         let rows = self.pairs.rows();
         let all = batches.iter().flat_map(|b| &b.rows);
-        let groups = positive_groups(all.map(|&r| Some((&rows[r].source, rows[r].class_id))));
-        Targets { groups, mixed: Vec::new() }
+        let groups = positive_groups(all.map(|&r| rows[r].positive()));
+        let mut mixed = Vec::new();
+        if batches.iter().any(|b| b.mix.is_some()) {
+            for batch in batches {
+                let (first, count) = (mixed.len(), batch.rows.len());
+                // an image that is not mixed is mixed with itself
+                mixed.extend((0..count).map(|i| batch.mix.map_or((first + i, 1.0), |own| (first + count - 1 - i, own))));
+            }
+        }
+        Targets { groups, mixed }
     }
 }
 
