@@ -159,7 +159,11 @@ impl ModelVerb {
             #[cfg(feature = "torch")]
             ModelVerb::Import { name, folder, json } => {
                 let store = open(store)?;
-                registered(&store, crate::jobs::models::import_model(&store, &name, &folder)?, json)
+                let imported = crate::jobs::models::import_model(&store, &name, &folder)?;
+                if let Some(report) = imported.report.filter(|_| !json) {
+                    output::line(&report.summary())?;
+                }
+                registered(&store, (imported.version, imported.new), json)
             }
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(super::needs_torch()),

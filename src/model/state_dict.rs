@@ -63,13 +63,14 @@ impl<'a> Records<'a> {
         let mut found: HashMap<String, (usize, usize)> = HashMap::new();
         for index in 0..archive.len() {
             let record = archive.by_index(index).map_err(damaged)?;
+            let name = record.name().map_err(damaged)?.into_owned();
             let start = record.data_start().and_then(|s| usize::try_from(s).ok()).unwrap_or(usize::MAX);
             let size = usize::try_from(record.size()).unwrap_or(usize::MAX);
             let plain = record.compression() == zip::CompressionMethod::Stored;
             if !plain || start.checked_add(size).is_none_or(|end| end > file.len()) {
-                return Err(format!("record '{}' of the archive is compressed or cut off", record.name()));
+                return Err(format!("record '{name}' of the archive is compressed or cut off"));
             }
-            found.insert(record.name().to_owned(), (start, size));
+            found.insert(name, (start, size));
         }
         let bytes = |&(start, size): &(usize, usize)| &file[start..start + size];
         let prefix = found.keys().filter_map(|n| n.strip_suffix("data.pkl")).min().map(str::to_owned);

@@ -28,10 +28,13 @@ const PARTS: [(&str, &str); 4] = [
     (".cpe.1.proj.", ".conv2.fn.dw."),
 ];
 
+/// The format that packages hold.
+pub const SAFETENSORS: &str = "safetensors";
+
 /// How a weights file fitted the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// `safetensors` or `PyTorch state dict`.
+    /// [`SAFETENSORS`] or `PyTorch state dict`.
     pub format: &'static str,
     /// Tensors in the file.
     pub tensors: usize,
@@ -49,6 +52,26 @@ pub struct Report {
     pub widened: usize,
 }
 
+impl Report {
+    /// One line for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut text = format!(
+            "weights: {} tensors, {:.1} million numbers ({}); 0 missing, 0 unexpected, {} reshaped, {} renamed from older names, {} widened to f32",
+            self.tensors,
+            self.numbers as f64 / 1e6,
+            self.format,
+            self.reshaped.len(),
+            self.renamed,
+            self.widened
+        );
+        if !self.reshaped.is_empty() {
+            text += &format!("; {}", few("reshaped", &self.reshaped));
+        }
+        text
+    }
+}
+
 /// Reads every tensor of a safetensors file as f32 on the CPU, names as they are in the file.
 ///
 /// # Errors
@@ -63,20 +86,17 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 /// # Errors
 /// [`crate::ErrorKind::Package`] when one is missing or of another shape, or the file is damaged.
 pub fn load_into(path: &Path, targets: Vec<(String, Tensor)>) -> Result<()> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    // SAFETY: the map is read-only and private to this call; the file is in a folder of this process.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-    let tensors = parse(&map, path)?;
+    let archive = Archive::open(path, false)?;
+    let entries: HashMap<&str, &Entry> = archive.entries.iter().map(|e| (e.name.as_str(), e)).collect();
     for (name, mut target) in targets {
-        let view = tensors
-            .tensor(&name)
-            .map_err(|e| Error::package(format!("'{}' lacks '{name}'", path.display())).with_source(e))?;
-        let source = tensor_of(&name, &view, path)?;
-        let (have, need) = (source.size(), target.size());
-        if have != need {
-            let file = path.display();
+        let file = path.display();
+        let entry = entries.get(name.as_str()).ok_or_else(|| Error::package(format!("'{file}' lacks '{name}'")))?;
+        let need = target.size();
+        if entry.shape != need {
+            let have = &entry.shape;
             return Err(Error::package(format!("'{file}': '{name}' has shape {have:?} instead of {need:?}")));
         }
+        let source = archive.load(entry)?;
         tch::no_grad(|| target.f_copy_(&source)).map_err(engine)?;
     }
     Ok(())
@@ -153,7 +173,7 @@ fn load(archive: &Archive, path: &Path, config: &ModelConfig) -> Result<(Params,
         params.insert(name, if entry.shape == shape { tensor } else { bend(&tensor, &shape).map_err(engine)? });
     }
     let format = match archive.format {
-        Format::Safetensors => "safetensors",
+        Format::Safetensors => SAFETENSORS,
         Format::StateDict => "PyTorch state dict",
     };
     let (tensors, widened) = (archive.entries.len(), archive.entries.iter().filter(|e| e.dtype != Dtype::F32).count());
