@@ -57,12 +57,13 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         auto_augment: config.auto_augment,
     };
     augmentation.validate().context(|| "the training configuration's AUG section")?;
+    let prompts = parameters.prompt_templates.texts();
     let loader = Loader {
         pairs: &sets.train,
         pixels: &pixels,
         augmentation: &augmentation,
-        mixup: config.mixup.as_ref(),
-        prompts: &parameters.prompt_templates,
+            mixup: config.mixup.as_ref(),
+            prompts: &prompts,
         batch_size: config.batch_size,
         batches: Training::steps_per_epoch(&config, sets.train.len()) * (config.batch_total / config.batch_size),
         shuffle: config.shuffle,
@@ -193,7 +194,8 @@ fn package(
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "weights": "best",
         "training": lasting(outcome)?,
-        "prompt_templates": parameters.prompt_templates,
+        "prompt_templates": parameters.prompt_templates.texts(),
+        "prompt_preset": parameters.prompt_templates.name(),
         "seed": parameters.seed,
     });
     let metadata = models::metadata(&config.provenance, true);
