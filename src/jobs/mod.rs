@@ -7,6 +7,7 @@
 mod adapter;
 mod assemble;
 mod embed;
+mod estimate;
 mod evaluate;
 mod finetune;
 mod inputs;
@@ -17,6 +18,7 @@ mod prepare;
 mod runner;
 mod scratch;
 
+pub use estimate::{Estimate, Memory, ParameterCount, Steps, Time};
 pub use inputs::ResolvedInput;
 pub use runner::{Plan, RunOptions, plan, run};
 

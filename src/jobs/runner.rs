@@ -8,6 +8,7 @@
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 
+use super::estimate::{self, Estimate};
 use super::inputs::{self, Pins, ResolvedInput};
 use super::models::first_time;
 use super::scratch::Scratch;
@@ -15,6 +16,7 @@ use super::{Produced, StepContext, execute};
 use crate::CODE_VERSION;
 use crate::config::job::{Job, Step, Work, dependencies, order};
 use crate::config::kinds::Kind;
+use crate::config::parameters::Parameters;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
 use crate::registry::{
@@ -48,6 +50,9 @@ pub struct Plan {
     pub action: String,
     /// The names its outputs get.
     pub outputs: BTreeMap<String, String>,
+    /// What a Finetune step that would be run will take, when its inputs are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
 }
 
 type Made = BTreeMap<String, BTreeMap<String, Version>>;
@@ -64,6 +69,7 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
     for index in run_order(job)? {
         let (name, step) = &steps[index];
         let ready = dependencies(step).all(|d| made.contains_key(d));
+        let mut estimate = None;
         let action = if ready {
             let resolved = inputs::resolve(store, job, step, (&made, &mut pins)).context(|| format!("step {name}"))?;
             let fingerprint = fingerprint(job, name, step, &resolved);
@@ -72,14 +78,20 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
                     made.insert(name.clone(), outputs);
                     "unchanged"
                 }
-                None => "run",
+                None => {
+                    if let Parameters::Finetune(parameters) = &step.parameters {
+                        let found = estimate::of_finetune(&resolved, parameters, &job.compute);
+                        estimate = Some(found.context(|| format!("step {name}"))?);
+                    }
+                    "run"
+                }
             }
         } else {
             "unknown"
         };
         let outputs = step.kind.outputs().iter().map(|p| (p.name.to_owned(), job.output_name(name, step, p.name)));
         let (kind, action) = (step.kind.name().to_owned(), action.to_owned());
-        plans.push(Plan { step: name.clone(), kind, action, outputs: outputs.collect() });
+        plans.push(Plan { step: name.clone(), kind, action, outputs: outputs.collect(), estimate });
     }
     Ok(plans)
 }
