@@ -191,7 +191,7 @@ impl<'a> Machine<'a> {
                 0x86 => self.tuple_of(2)?,
                 0x87 => self.tuple_of(3)?,
                 b't' => {
-                    let items = self.to_mark()?;
+                    let items = self.take_mark()?;
                     self.tuple(items);
                 }
                 b'q' => self.put(1)?,
@@ -204,13 +204,13 @@ impl<'a> Machine<'a> {
                 b'h' => self.get(1)?,
                 b'j' => self.get(4)?,
                 b'a' => drop(self.pop()?),     // APPEND
-                b'e' => drop(self.to_mark()?), // APPENDS
+                b'e' => drop(self.take_mark()?), // APPENDS
                 b's' => {
                     let (value, key) = (self.pop()?, self.pop()?);
                     self.set(vec![key, value])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.take_mark()?;
                     self.set(items)?;
                 }
                 b'c' => {
@@ -285,7 +285,7 @@ impl<'a> Machine<'a> {
         self.stack.last().cloned().ok_or_else(|| "the pickle is damaged".to_owned())
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Value>, String> {
+    fn take_mark(&mut self) -> Result<Vec<Value>, String> {
         let at = self.stack.iter().rposition(|v| matches!(v, Value::Mark)).ok_or("the pickle is damaged")?;
         let items = self.stack.split_off(at + 1);
         self.stack.pop();
