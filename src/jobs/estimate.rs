@@ -22,7 +22,9 @@ use crate::model::init::expected;
 use crate::model::tokenizer::Tokenizer;
 use crate::package::read_package;
 use crate::train::loader::AHEAD;
-use crate::train::optimizer::{AdamW, Rules, Settings};
+use crate::train::optimizer::{AdamW, Settings};
+use crate::train::precision::Mode;
+use crate::train::trainer::{Training, rules};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -112,8 +114,8 @@ pub struct Estimate {
     pub steps: Steps,
     /// Where it computes, and in which numbers.
     pub device: String,
-    /// `f32`, `bf16` or `fp16`.
-    pub precision: &'static str,
+    /// The number type of the forward passes.
+    pub precision: Mode,
     /// The memory.
     pub memory: Memory,
     /// The time.
@@ -164,12 +166,13 @@ pub(super) fn of_finetune(
     let texts = texts(&tokenizer, &labels, (parameters, &sizes, config.batch_size))?;
 
     let device = device::select(compute)?;
-    let (half, precision) = number_type(parameters.precision, config.fp16, device);
+    let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
+    let half = mode != Mode::F32;
     if half && parameters.precision == Precision::Auto && !device.is_cuda() {
         warnings.push("FP16: a CPU computes in bfloat16 instead of float16".to_owned());
     }
     let (trained, unmatched) = trained(&sizes, &config)?;
-    let twice = parameters.contrastive_batch == ContrastiveBatch::Total && config.batch_total > config.batch_size;
+    let twice = parameters.contrastive_batch == ContrastiveBatch::Total && config.micro_batches() > 1;
     let shape = Shape { config: &config, sizes: &sizes, half, twice, texts };
     let steps = steps(&config, train.len(), validation.len())?;
     let memory = memory(&shape, &trained);
@@ -187,7 +190,7 @@ pub(super) fn of_finetune(
         warnings,
         steps,
         device: device::name(device),
-        precision,
+        precision: mode,
         memory,
         time: Time {
             flop_a_step,
@@ -198,15 +201,6 @@ pub(super) fn of_finetune(
             evaluation_s: evaluation,
         },
     })
-}
-
-/// Whether products are in 16-bit floats, and the name of the number type.
-fn number_type(precision: Precision, fp16: bool, device: Device) -> (bool, &'static str) {
-    match (precision, fp16, device.is_cuda()) {
-        (Precision::F32, ..) | (Precision::Auto, false, _) => (false, "f32"),
-        (Precision::Bf16, ..) | (Precision::Auto, true, false) => (true, "bf16"),
-        (Precision::Fp16, ..) | (Precision::Auto, true, true) => (true, "fp16"),
-    }
 }
 
 /// Names of the parameters that are trained.
@@ -235,13 +229,7 @@ fn trained(sizes: &ModelConfig, config: &TrainingConfig) -> Result<(Trained, Vec
         Ok((name, tensor.and_then(|t| t.f_set_requires_grad(true)).map_err(engine)?))
     };
     let params = expected(sizes).into_iter().map(|(name, ..)| empty(name)).collect::<Result<Vec<_>>>()?;
-    let rules = Rules {
-        no_weight_decay_modules: config.no_weight_decay_modules.clone(),
-        weight_decay_patterns: config.weight_decay_patterns.clone(),
-        lr_scale_patterns: config.lr_scale_patterns.clone(),
-        freeze_patterns: config.freeze_patterns.clone(),
-    };
-    let optimizer = AdamW::new(&params, Settings::default(), &rules)?;
+    let optimizer = AdamW::new(&params, Settings::default(), &rules(config))?;
     let names = optimizer.groups().iter().flat_map(|g| g.names.iter().cloned()).collect();
     Ok((Trained(names), optimizer.unmatched().to_vec()))
 }
@@ -262,7 +250,7 @@ fn texts(
 }
 
 fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Result<Steps> {
-    let per_epoch = rows / config.batch_total;
+    let per_epoch = Training::steps_per_epoch(config, rows);
     if per_epoch == 0 {
         return Err(Error::config(format!(
             "TRAIN.BATCH_SIZE_TOTAL: {} is more than the {rows} rows of image_tsv",
@@ -277,7 +265,7 @@ fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Result
         epochs: config.epochs,
         optimizer_steps: total,
         rows_a_step: config.batch_total,
-        passes_a_step: config.batch_total / config.batch_size,
+        passes_a_step: config.micro_batches(),
         evaluations: usize::from(config.eval_at_start) + between + 1,
     })
 }
@@ -292,12 +280,12 @@ fn flop_a_step(shape: &Shape<'_>, trained: &Trained) -> f64 {
         2.0 + f64::from(u8::from(weight)) + f64::from(u8::from(again)) + f64::from(u8::from(twice))
     };
     let sum = |layers: Vec<Layer>| layers.iter().map(|l| l.flop * factor(l)).sum::<f64>();
-    let passes = (config.batch_total / config.batch_size) as f64;
+    let passes = config.micro_batches() as f64;
     passes * (config.batch_size as f64 * sum(image_layers(sizes)) + count as f64 * sum(text_layers(sizes, length)))
 }
 
 fn memory(shape: &Shape<'_>, trained: &Trained) -> Memory {
-    let Shape { config, sizes, half, texts: (count, length), .. } = *shape;
+    let Shape { config, sizes, half, twice, texts: (count, length) } = *shape;
     let numbers = trained.count(sizes);
     let weights = numbers.total as f64 * 4.0;
     let trainable = numbers.trainable as f64 * 4.0;
@@ -312,7 +300,9 @@ fn memory(shape: &Shape<'_>, trained: &Trained) -> Memory {
     let activations = batch * (kept.bytes(config.activation_checkpoint) + transient)
         + count as f64 * text_kept(&sizes.text, length, half);
     let [h, w] = sizes.image.image_size;
-    let images = (AHEAD + 2) as f64 * batch * (3 * h * w) as f64 * 4.0;
+    // with the contrast of a whole step, its images wait for the second round
+    let waiting = if twice { config.micro_batches() } else { 1 };
+    let images = (AHEAD + 1 + waiting) as f64 * batch * (3 * h * w) as f64 * 4.0;
     let average = if config.smoothing.is_some() { weights } else { 0.0 };
     let parts = [weights, trainable, 2.0 * trainable, average, casts, activations, images + PROGRAM];
     let total = parts.iter().sum::<f64>();
@@ -355,7 +345,7 @@ impl Estimate {
             format!(
                 "time        about {} in {} and {} of evaluation: {:.1} TFLOP a step at {:.0} % of the measured {:.0} GFLOP/s",
                 time(t.training_s),
-                self.precision,
+                self.precision.name(),
                 time(t.evaluation_s),
                 t.flop_a_step / 1e12,
                 t.efficiency * 100.0,

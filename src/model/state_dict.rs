@@ -59,7 +59,10 @@ struct Records<'a> {
 impl<'a> Records<'a> {
     fn read(file: &'a [u8]) -> Result<Records<'a>, String> {
         let damaged = |e: zip::result::ZipError| format!("the file is not a complete PyTorch archive ({e})");
-        let mut archive = zip::ZipArchive::new(Cursor::new(file)).map_err(damaged)?;
+        // PyTorch writes records of the 64-bit form behind the directory of small files too, which a search for the
+        // archive's start takes for a shift: the archive starts where the file does
+        let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
+        let mut archive = zip::ZipArchive::with_config(config, Cursor::new(file)).map_err(damaged)?;
         let mut found: HashMap<String, (usize, usize)> = HashMap::new();
         for index in 0..archive.len() {
             let record = archive.by_index(index).map_err(damaged)?;

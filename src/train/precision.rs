@@ -40,6 +40,16 @@ impl Mode {
         }
     }
 
+    /// The mode's name in job files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::F32 => "f32",
+            Mode::Bf16 => "bf16",
+            Mode::Fp16 => "fp16",
+        }
+    }
+
     /// Runs `work` with autocast as this mode has it; backward passes belong outside.
     ///
     /// # Errors
