@@ -206,7 +206,7 @@ impl<'a> Machine<'a> {
                 }
                 b'h' => self.get(1)?,
                 b'j' => self.get(4)?,
-                b'a' => drop(self.pop()?),     // APPEND
+                b'a' => drop(self.pop()?),       // APPEND
                 b'e' => drop(self.take_mark()?), // APPENDS
                 b's' => {
                     let (value, key) = (self.pop()?, self.pop()?);
