@@ -118,7 +118,8 @@ fn the_configuration_of_the_published_base_is_accepted_as_a_recipe() {
     assert_eq!((config.batch_total, config.batch_size, config.save_every), (1024, 16, 500));
     assert_eq!((config.eval_zero_shot, config.eval_knn), (true, Some(100)));
     let warnings = parsed.warnings.join("\n");
-    for part in ["user_dir", "EVALUATION_SPLITS", "DATASET.TRAIN_SET", "ZEROSHOT_EVAL_DATASET.FORMAT", "eval_image_tsv"] {
+    for part in ["user_dir", "EVALUATION_SPLITS", "DATASET.TRAIN_SET", "ZEROSHOT_EVAL_DATASET.FORMAT", "eval_image_tsv"]
+    {
         assert!(warnings.contains(part), "{part}: {warnings}");
     }
     assert_eq!(parsed.warnings.len(), 2, "{warnings}");
