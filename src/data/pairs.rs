@@ -292,6 +292,7 @@ mod tests {
     #[test]
     fn training_sets_may_hold_captions_and_tags() {
         let files = files(&["a", "b", "c"], &[]);
+        std::fs::remove_file(files.texts.with_extension("lineidx")).unwrap();
         let class = ClassRow::new(2, "two", "s").to_json().unwrap();
         std::fs::write(&files.texts, format!("a\t{class}\nb\t{{\"captions\":[\"x\"]}}\nc\t{{\"tags\":\"y\"}}\n"))
             .unwrap();

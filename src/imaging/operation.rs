@@ -129,10 +129,12 @@ impl Operation {
     }
 }
 
-/// torch.linspace(start, end, BINS) in single precision, which counts from both ends.
+/// torch.linspace(start, end, BINS) in single precision, which counts from both ends, with the product not rounded: as torch
+/// computes it on processors with AVX2.
 fn linear(start: f32, end: f32, bin: usize) -> f64 {
     let step = (end - start) / (BINS - 1) as f32;
-    let value = if bin < BINS / 2 { start + step * bin as f32 } else { end - step * (BINS - 1 - bin) as f32 };
+    let value =
+        if bin < BINS / 2 { step.mul_add(bin as f32, start) } else { (-step).mul_add((BINS - 1 - bin) as f32, end) };
     f64::from(value)
 }
 

@@ -52,7 +52,11 @@ impl NonFinite {
             tracing::warn!("{what}: the step is left out; the keys of its rows are in {FILE} in the run's folder");
             return Ok(());
         }
-        let many = if self.action == OnNonFinite::Skip { format!(", {} steps in a row", self.in_a_row) } else { String::new() };
+        let many = if self.action == OnNonFinite::Skip {
+            format!(", {} steps in a row", self.in_a_row)
+        } else {
+            String::new()
+        };
         Err(Error::config(format!(
             "{what}{many}: lower START_LEARNING_RATE, raise warmup_steps or set GRAD_CLIPPING; the keys of the rows are in \
              {FILE} in the run's folder"

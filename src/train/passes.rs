@@ -54,7 +54,12 @@ impl Passes<'_> {
 
     fn one(&self, batch: &Batch, count: usize, scale: f64) -> Result<Compared> {
         let (images, texts) = self.features(batch)?;
-        let loss = unicl_loss(&images, &texts, &self.encoder.model().logit_scale(), &self.targets(std::slice::from_ref(batch)))?;
+        let loss = unicl_loss(
+            &images,
+            &texts,
+            &self.encoder.model().logit_scale(),
+            &self.targets(std::slice::from_ref(batch)),
+        )?;
         let part = loss.f_div_scalar(count as f64).map_err(engine)?;
         backward(&part, scale).map_err(engine)?;
         Ok(Compared { rows: batch.rows.clone(), loss: part.f_double_value(&[]).map_err(engine)? })
@@ -119,7 +124,8 @@ impl Passes<'_> {
             for batch in batches {
                 let (first, count) = (mixed.len(), batch.rows.len());
                 // an image that is not mixed is mixed with itself
-                mixed.extend((0..count).map(|i| batch.mix.map_or((first + i, 1.0), |own| (first + count - 1 - i, own))));
+                mixed
+                    .extend((0..count).map(|i| batch.mix.map_or((first + i, 1.0), |own| (first + count - 1 - i, own))));
             }
         }
         Targets { groups, mixed }

@@ -163,7 +163,8 @@ impl Training<'_> {
         if threads != now || state.mode != self.mode {
             tracing::warn!(
                 "the checkpoint was written with {threads} threads in {:?}, this run has {now} in {:?}: the result may differ in the last digits",
-                state.mode, self.mode
+                state.mode,
+                self.mode
             );
         }
         tracing::info!(step = state.step, of = state.total, "resuming from a checkpoint");
@@ -359,9 +360,14 @@ impl Loop<'_, '_> {
         match saved {
             Ok(()) => Error::new(
                 ErrorKind::Preempted,
-                format!("stopped by {signal} after step {step} of {}, with a checkpoint: run the same job again to go on there", self.state.total),
+                format!(
+                    "stopped by {signal} after step {step} of {}, with a checkpoint: run the same job again to go on there",
+                    self.state.total
+                ),
             ),
-            Err(error) => error.context(format!("stopped by {signal} after step {step}, and no checkpoint could be saved")),
+            Err(error) => {
+                error.context(format!("stopped by {signal} after step {step}, and no checkpoint could be saved"))
+            }
         }
     }
 
@@ -379,7 +385,9 @@ impl Loop<'_, '_> {
         if self.state.best.is_some() {
             // a link: a better one later replaces the name, not the bytes
             let (from, to) = (self.t.folder.join(BEST), draft.join(BEST));
-            std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(drop)).map_err(|e| Error::io("write", &to, e))?;
+            std::fs::hard_link(&from, &to)
+                .or_else(|_| std::fs::copy(&from, &to).map(drop))
+                .map_err(|e| Error::io("write", &to, e))?;
         }
         let published = self.t.checkpoints.publish(draft, &self.state);
         self.t.watch.paused(started.elapsed());

@@ -128,7 +128,8 @@ def test_magnitudes(augment):
     for name, values, signed in got:
         expected, expects_sign = space[name]
         assert signed == expects_sign, name
-        assert values == (expected.tolist() if expected.ndim else [0.0] * 31), name
+        # torch's own tables differ in the last bit between processors
+        np.testing.assert_allclose(values, expected.tolist() if expected.ndim else [0.0] * 31, rtol=2e-7, atol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("degrees", [0.4, 10.0, -33.3, 90.0, 179.0, 180.0])

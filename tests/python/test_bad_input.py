@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from PIL import Image
 
+import bad_rows  # noqa: F401 - its cases are among CASES
 from bad_inputs import CASES, CONFIG, DATA, NO_SPACE, NOT_FOUND, Bench, image_rows, weights
 from harness import check_complete, environment, invoke, records, refused, snapshot, succeed, write_tsv
 
