@@ -127,6 +127,8 @@ def test_tensorboard_reads_the_numbers_of_the_lines(bench, finished):
     names = {tag for tag, _ in found}
     rates = {"speed/images_per_s", "speed/data_wait"}
     assert {"train/loss", "train/lr", "train/grad_norm", "evaluation/zero_shot"} | rates <= names, names
+    # the lines after evaluations too: what an evaluation takes is no time of training
+    assert all(0 < line["images_per_s"] < 1e5 and 0 <= line["data_wait"] <= 1 for line in curve_lines if "images_per_s" in line)
     total = 2 * STEPS_AN_EPOCH
     assert [s for tag, s in sorted(found) if tag == "train/loss"] == list(range(2, total + 1, 2))
     assert {s for tag, s in found if tag == "evaluation/zero_shot"} >= {8, 16, total}
@@ -184,7 +186,8 @@ def test_the_curve_grows_while_the_run_goes_on(bench):
     assert 0 < progress["done"] < progress["total"]
     left_s = (progress["total"] - progress["done"]) / progress["rate"]
     assert progress["left_s"] == pytest.approx(left_s, rel=1e-6)
-    assert progress["images_per_s"] > 0 and 0 <= progress["data_wait"] <= 1 and progress["loss"] > 0 and progress["lr"] > 0
+    assert 0 < progress["images_per_s"] < 1e5 and 0 <= progress["data_wait"] <= 1
+    assert progress["loss"] > 0 and progress["lr"] > 0
 
 
 def test_a_store_that_cannot_take_the_curve_does_not_stop_the_run(bench):
