@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::jobs::predict::{self, Prediction};
 use crate::jobs::{self, RunOptions};
 use crate::package::read_package;
-use crate::registry::{AssetKind, Reference, get, open_local};
+use crate::registry::{AssetKind, Reference, get, open_local, series_folders};
 use crate::storage::Store;
 use std::path::{Path, PathBuf};
 
@@ -54,11 +54,9 @@ pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Envi
     }
     let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir };
     let (record, outcome) = jobs::run(&store, &job, &options);
-    if arguments.json {
-        output::json(&record)?;
-    } else {
-        output::line(&store::summary(&record))?;
-    }
+    // a store that is away must not hide how the run ended
+    let series = series_folders(&store, &record.run_id).unwrap_or_default();
+    store::print(&record, series, arguments.json)?;
     outcome
 }
 

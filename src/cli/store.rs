@@ -221,18 +221,7 @@ impl RunsVerb {
             }
             RunsVerb::Show { id, json } => {
                 let record = RunRecord::load(&store, &id)?;
-                let series = series_folders(&store, &id)?;
-                if json {
-                    let mut value = serde_json::to_value(&record).unwrap_or_default();
-                    value["series"] = json!(series);
-                    return output::json(&value);
-                }
-                let mut text = summary(&record);
-                if !series.is_empty() {
-                    let rows: Vec<Vec<String>> = series.into_iter().map(|(step, uri)| vec![step, uri]).collect();
-                    text = format!("{}\n\n{text}", output::table(&["CURVE OF", "WHERE"], &rows));
-                }
-                output::line(&text)
+                print(&record, series_folders(&store, &id)?, json)
             }
         }
     }
@@ -365,8 +354,23 @@ fn state(record: &RunRecord) -> String {
     if record.is_abandoned() { "killed".to_owned() } else { name(record.status) }
 }
 
+/// Prints a run record, and where the curves of its steps are.
+pub(super) fn print(record: &RunRecord, series: BTreeMap<String, String>, json: bool) -> Result<()> {
+    if json {
+        let mut value = serde_json::to_value(record).unwrap_or_default();
+        value["series"] = json!(series);
+        return output::json(&value);
+    }
+    let mut text = String::new();
+    if !series.is_empty() {
+        let rows: Vec<Vec<String>> = series.into_iter().map(|(step, uri)| vec![step, uri]).collect();
+        text = output::table(&["CURVE OF", "WHERE"], &rows) + "\n\n";
+    }
+    output::line(&(text + &summary(record)))
+}
+
 /// A run record for people.
-pub(super) fn summary(record: &RunRecord) -> String {
+fn summary(record: &RunRecord) -> String {
     let mut rows = Vec::new();
     for step in &record.steps {
         let mut outputs: Vec<String> = step.outputs.values().filter_map(|o| o.reference.clone()).collect();

@@ -348,8 +348,8 @@ impl Loop<'_, '_> {
         let accuracies = self.with_average(|t| t.mode.cast(t.device, || t.evaluation.run(t.encoder)))?;
         let (name, value) = accuracies.tracked();
         tracing::info!(step, zero_shot = ?accuracies.zero_shot, knn = ?accuracies.knn, took = ?started.elapsed(), "evaluated");
-        self.t.watch.write(step, &json!({ "step": step, "evaluation": accuracies, "tracked": name }))?;
         self.t.watch.paused(started.elapsed());
+        self.t.watch.write(step, &json!({ "step": step, "evaluation": accuracies, "tracked": name }))?;
         Ok((accuracies, value))
     }
 

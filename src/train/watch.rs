@@ -32,6 +32,11 @@ impl Clock {
         Clock { since: Instant::now(), images: 0, waited: Duration::ZERO, paused: Duration::ZERO }
     }
 
+    /// So long, until now, was no training. A clock that was started meanwhile has run for a part of it only.
+    fn pause(&mut self, time: Duration) {
+        self.paused += time.min(self.since.elapsed());
+    }
+
     /// The share of the time that went by waiting for data, and images a second.
     fn rates(&self) -> (f64, f64) {
         let seconds = self.since.elapsed().saturating_sub(self.paused).as_secs_f64().max(1e-9);
@@ -70,8 +75,8 @@ impl Watch {
 
     /// So long something else was done than training.
     pub(super) fn paused(&mut self, time: Duration) {
-        self.whole.paused += time;
-        self.recent.paused += time;
+        self.whole.pause(time);
+        self.recent.pause(time);
     }
 
     /// A step is done.
@@ -111,5 +116,27 @@ impl Watch {
         self.progress = None;
         self.series = None;
         self.whole.rates()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_counts_for_a_clock_only_since_it_was_started() {
+        let hour = Duration::from_secs(3600);
+        let mut watch = Watch::new(None);
+        watch.start(0, 10);
+        watch.whole.since = Instant::now().checked_sub(2 * hour).unwrap();
+        // an evaluation of an hour, whose line starts the clock of the next lines
+        watch.write(1, &json!({ "evaluation": {} })).unwrap();
+        watch.paused(hour);
+        std::thread::sleep(Duration::from_millis(20));
+        watch.fetched(Duration::from_millis(5), 10);
+        let (wait, rate) = watch.recent.rates();
+        assert!(wait < 0.5 && rate < 1000.0, "{wait} {rate}");
+        let (_, rate) = watch.whole.rates();
+        assert!((rate - 10.0 / 3600.0).abs() < 1e-5, "{rate}");
     }
 }
