@@ -183,7 +183,8 @@ def halted(bench, job, calm):
     events = bench.start(store, job)
     assert events.when(lambda line: saved(line) and line["step"] == 3 * SAVE_EVERY), events.seen[-5:]
     assert events.kill() == -9
-    assert len(checkpoints(store)) == KEPT
+    # the kill may have come before the oldest was removed
+    assert KEPT <= len(checkpoints(store)) <= KEPT + 1
     return store
 
 
