@@ -1,6 +1,6 @@
 // Calls of libtorch that tch 0.24 does not expose, behind a C ABI. Every function returns null, or an error text that the
 // caller frees with mt_free; no C++ exception crosses the boundary.
-#include <ATen/ATen.h>
+#include "guarded.h"
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_lerp.h>
@@ -12,7 +12,6 @@
 #include <dlfcn.h>
 #include <malloc.h>
 
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -23,17 +22,6 @@ std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
     out.reserve(count);
     for (size_t i = 0; i < count; ++i) out.push_back(*list[i]);
     return out;
-}
-
-template <typename F> char *guarded(F body) {
-    try {
-        body();
-        return nullptr;
-    } catch (const c10::Error &e) {
-        return strdup(e.what_without_backtrace());
-    } catch (const std::exception &e) {
-        return strdup(e.what());
-    }
 }
 
 } // namespace

@@ -5,11 +5,30 @@ use super::params::Params;
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
+/// What activation checkpointing needs of a layer: a second handle for the segment to own, and whether it is worth it.
+pub(crate) trait Shared {
+    /// The same layer over the same parameters.
+    fn shared(&self) -> Self;
+
+    /// Whether a parameter asks for a gradient.
+    fn trained(&self) -> bool;
+}
+
 /// `x W^t + b`.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
+}
+
+impl Shared for Linear {
+    fn shared(&self) -> Linear {
+        Linear { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
+    }
+
+    fn trained(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
 }
 
 impl Linear {
@@ -32,6 +51,16 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+}
+
+impl Shared for LayerNorm {
+    fn shared(&self) -> LayerNorm {
+        LayerNorm { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
+
+    fn trained(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
 }
 
 impl LayerNorm {
@@ -60,6 +89,22 @@ pub struct Conv2d {
     stride: i64,
     padding: i64,
     groups: i64,
+}
+
+impl Shared for Conv2d {
+    fn shared(&self) -> Conv2d {
+        Conv2d {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            stride: self.stride,
+            padding: self.padding,
+            groups: self.groups,
+        }
+    }
+
+    fn trained(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
 }
 
 impl Conv2d {

@@ -4,9 +4,9 @@ use super::EPS;
 use crate::error::Result;
 use crate::model::TchResult;
 use crate::model::droppath::DropPath;
-use crate::model::layers::{Conv2d, LayerNorm, Linear};
+use crate::model::layers::{Conv2d, LayerNorm, Linear, Shared};
 use crate::model::params::Params;
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// What a block attends over.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,16 @@ impl Block {
             fc1: Linear::new(params, &format!("{path}.ffn.fn.net.fc1"))?,
             fc2: Linear::new(params, &format!("{path}.ffn.fn.net.fc2"))?,
         })
+    }
+
+    /// As [`Block::forward`], but keeps only `x` for the backward pass and runs a second time there. What drop path leaves out
+    /// is a function of its keys, so that both runs are the same.
+    pub(super) fn checkpointed(&self, x: &Tensor, drop_path: Option<&DropPath>) -> TchResult<Tensor> {
+        if !x.requires_grad() && !self.trained() {
+            return self.forward(x, drop_path);
+        }
+        let (block, drop_path) = (self.shared(), drop_path.cloned());
+        medtune_native::checkpoint(x, move |x| block.forward(x, drop_path.as_ref())).map_err(TchError::Torch)
     }
 
     /// [B, H, W, C] to the same shape.
@@ -121,6 +131,28 @@ impl Block {
         let mixed = qkv.f_select(0, 2)?.f_matmul(&attention.f_transpose(-1, -2)?)?;
         let flat = mixed.f_transpose(1, 2)?.f_reshape([b, tokens, c])?;
         self.proj.forward(&flat)?.f_view([b, h, w, c])
+    }
+}
+
+impl Shared for Block {
+    fn shared(&self) -> Block {
+        Block {
+            spec: self.spec,
+            conv1: self.conv1.shared(),
+            conv2: self.conv2.shared(),
+            attention_norm: self.attention_norm.shared(),
+            qkv: self.qkv.shared(),
+            proj: self.proj.shared(),
+            ffn_norm: self.ffn_norm.shared(),
+            fc1: self.fc1.shared(),
+            fc2: self.fc2.shared(),
+        }
+    }
+
+    fn trained(&self) -> bool {
+        [&self.conv1, &self.conv2].into_iter().any(Shared::trained)
+            || [&self.attention_norm, &self.ffn_norm].into_iter().any(Shared::trained)
+            || [&self.qkv, &self.proj, &self.fc1, &self.fc2].into_iter().any(Shared::trained)
     }
 }
 
