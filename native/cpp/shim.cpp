@@ -115,6 +115,8 @@ void mt_autocast_exit(int cuda, int enabled, int bfloat16) {
 void mt_tune_allocator() {
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    // of the other arenas none holds a block of more than 64 MB: a training in a thread of its own would map and unmap those
+    mallopt(M_ARENA_MAX, 1);
 }
 
 // Loads the CUDA half of libtorch; must run before any other CUDA query. Returns 1 when it is there.

@@ -3,7 +3,7 @@
 use super::TchResult;
 use super::params::Params;
 use crate::error::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// What activation checkpointing needs of a layer: a second handle for the segment to own, and whether it is worth it.
 pub(crate) trait Shared {
@@ -14,7 +14,7 @@ pub(crate) trait Shared {
     fn trained(&self) -> bool;
 }
 
-/// `x W^t + b`.
+/// `x W^t + b`, by whatever is fastest where `x` is: [`medtune_native::linear`].
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -37,11 +37,24 @@ impl Linear {
     /// # Errors
     /// [`crate::ErrorKind::Package`] when one is missing.
     pub fn new(params: &Params, path: &str) -> Result<Linear> {
-        Ok(Linear { weight: params.get(&format!("{path}.weight"))?, bias: params.get(&format!("{path}.bias"))? })
+        Linear::named(params, [&format!("{path}.weight"), &format!("{path}.bias")])
+    }
+
+    /// Takes the weight `[out, in]` and the bias `[out]` of these names.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] when one is missing.
+    pub fn named(params: &Params, [weight, bias]: [&str; 2]) -> Result<Linear> {
+        Ok(Linear { weight: params.get(weight)?, bias: params.get(bias)? })
+    }
+
+    /// The bias, [out].
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
-        x.f_linear(&self.weight, Some(&self.bias))
+        medtune_native::linear(x, &self.weight, &self.bias).map_err(TchError::Torch)
     }
 }
 
@@ -75,9 +88,11 @@ impl LayerNorm {
 
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
         let kind = x.kind();
-        let x = if kind == Kind::Float { x.shallow_clone() } else { x.f_to_kind(Kind::Float)? };
+        // on the CPU libtorch takes bf16 with weights in f32, and computes in f32 itself
+        let direct = kind == Kind::Float || (kind == Kind::BFloat16 && x.device() == Device::Cpu);
+        let x = if direct { x.shallow_clone() } else { x.f_to_kind(Kind::Float)? };
         let y = x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?;
-        if kind == Kind::Float { Ok(y) } else { y.f_to_kind(kind) }
+        if y.kind() == kind { Ok(y) } else { y.f_to_kind(kind) }
     }
 }
 
@@ -117,6 +132,15 @@ impl Conv2d {
         Ok(Conv2d { weight, bias, stride, padding, groups })
     }
 
+    /// `x + convolution(x)` of a 3x3 depthwise convolution, on [B, H, W, C].
+    pub(crate) fn residual_depthwise(&self, x: &Tensor) -> TchResult<Tensor> {
+        if medtune_native::has_kernels(x) {
+            return medtune_native::residual_depthwise(x, &self.weight, &self.bias).map_err(TchError::Torch);
+        }
+        x.f_add(&self.forward(&x.f_permute([0, 3, 1, 2])?)?.f_permute([0, 2, 3, 1])?)
+    }
+
+    /// [B, in, H, W] to [B, out, H', W'].
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
         let (s, p) = ([self.stride; 2], [self.padding; 2]);
         x.f_conv2d(&self.weight, Some(&self.bias), s, p, [1, 1], self.groups)
