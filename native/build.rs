@@ -11,7 +11,7 @@ fn main() {
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64");
     let build = || {
         let mut build = cc::Build::new();
-        build.cpp(true).pic(true).warnings(false).std("c++17");
+        build.cpp(true).pic(true).warnings(false).debug(false).std("c++17");
         if x86 {
             build.define("MT_X86", None);
         }
@@ -30,7 +30,7 @@ fn main() {
         .compile("medtune_shim");
     for (name, flags) in sets {
         let mut kernels = build();
-        kernels.opt_level(3).debug(false).define("MT_ISA", name).file("cpp/kernels.cpp");
+        kernels.opt_level(3).define("MT_ISA", name).file("cpp/kernels.cpp");
         for flag in flags {
             kernels.flag(flag);
         }

@@ -62,7 +62,7 @@ fn a_frozen_weight_gets_no_gradient() {
     let (x, w, b) = (random(&[3, 8]).set_requires_grad(true), random(&[4, 8]), random(&[4]).set_requires_grad(true));
     linear(&x, &w, &b).unwrap().sum(Kind::Float).backward();
     assert!(!w.grad().defined());
-    assert!(x.grad().allclose(&w.sum_dim_intlist([0i64], false, Kind::Float).expand_as(&x), 1e-5, 1e-5, false));
+    assert!(x.grad().allclose(&w.sum_dim_intlist(&[0i64][..], false, Kind::Float).expand_as(&x), 1e-5, 1e-5, false));
     assert!(b.grad().equal(&Tensor::full([4], 3.0, F32)));
 }
 
@@ -75,14 +75,14 @@ fn plain_windows(qkv: &Tensor, bias: &Tensor, heads: i64, size: i64) -> Tensor {
     let wide = Tensor::cat(&[qkv.shallow_clone(), right], 2);
     let below = bias.expand([b, rows * size - h, columns * size, c3], false);
     let qkv = Tensor::cat(&[wide, below], 1)
-        .view([b, rows, size, columns, size, 3, heads, c / heads])
-        .permute([5, 0, 1, 3, 6, 2, 4, 7])
+        .view(&[b, rows, size, columns, size, 3, heads, c / heads][..])
+        .permute(&[5, 0, 1, 3, 6, 2, 4, 7][..])
         .reshape([3, b * rows * columns, heads, size * size, c / heads]);
     let q = qkv.select(0, 0) * ((c / heads) as f64).powf(-0.5);
     let p = q.matmul(&qkv.select(0, 1).transpose(-2, -1)).softmax(-1, qkv.kind());
     p.matmul(&qkv.select(0, 2))
-        .view([b, rows, columns, heads, size, size, c / heads])
-        .permute([0, 1, 4, 2, 5, 3, 6])
+        .view(&[b, rows, columns, heads, size, size, c / heads][..])
+        .permute(&[0, 1, 4, 2, 5, 3, 6][..])
         .reshape([b, rows * size, columns * size, c])
         .narrow(1, 0, h)
         .narrow(2, 0, w)
