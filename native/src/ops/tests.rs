@@ -30,7 +30,7 @@ fn compare(shapes: &[&[i64]], kind: Kind, fast: impl Fn(&[Tensor]) -> Tensor, pl
         out
     };
     let (got, expected) = (run(false, &fast), run(true, &plain));
-    let tolerance = if kind == Kind::Float { 2e-6 } else { 1.5e-2 };
+    let tolerance = if kind == Kind::Float { 5e-6 } else { 1.5e-2 };
     for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
         if !a.defined() {
             assert_eq!(b.abs().max().double_value(&[]), 0.0, "output {i} has no gradient");
