@@ -38,6 +38,10 @@ fn link_libtorch() {
             version.lines().find(|l| l.contains("version")).unwrap_or("no version found")
         ));
     }
+    // `__version__ = '2.11.0+cpu'`, or the number alone
+    let number = version.find(&format!("{TORCH_VERSION}.")).map_or("", |at| &version[at..]);
+    let number = number.split(|c: char| c.is_whitespace() || "'\"".contains(c)).next().unwrap_or_default();
+    println!("cargo:rustc-env=MEDTUNE_LIBTORCH_VERSION={number}");
     let library = fs::canonicalize(&library).expect("the folder exists");
     println!("cargo:rerun-if-changed={}", library.join("libtorch_cpu.so").display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", library.display());

@@ -30,11 +30,13 @@ pub enum ErrorKind {
     NoSpace,
     /// libtorch failed: out of memory, or a missing device.
     Engine,
+    /// The process was asked to stop, and has saved what it had.
+    Preempted,
 }
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [ErrorKind; 10] = [
+    pub const ALL: [ErrorKind; 11] = [
         ErrorKind::Internal,
         ErrorKind::Usage,
         ErrorKind::Config,
@@ -45,6 +47,7 @@ impl ErrorKind {
         ErrorKind::Storage,
         ErrorKind::NoSpace,
         ErrorKind::Engine,
+        ErrorKind::Preempted,
     ];
 
     /// The process's exit code: 10 to 19 are permanent (the same job fails again), 20 to 29 may pass on a retry.
@@ -61,6 +64,7 @@ impl ErrorKind {
             ErrorKind::Storage => 20,
             ErrorKind::NoSpace => 21,
             ErrorKind::Engine => 22,
+            ErrorKind::Preempted => 23,
         }
     }
 
@@ -84,6 +88,7 @@ impl ErrorKind {
             ErrorKind::Storage => "storage",
             ErrorKind::NoSpace => "no-space",
             ErrorKind::Engine => "engine",
+            ErrorKind::Preempted => "preempted",
         }
     }
 }

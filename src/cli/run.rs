@@ -36,11 +36,21 @@ pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Envi
         if arguments.json {
             return output::json(&plans);
         }
+        let several = plans.len() > 1;
+        let estimates: Vec<String> = plans
+            .iter()
+            .filter_map(|p| p.estimate.as_ref().map(|e| (p, e.lines())))
+            .flat_map(|(p, lines)| {
+                let heading = if several { vec![String::new(), format!("{}:", p.step)] } else { vec![String::new()] };
+                heading.into_iter().chain(lines)
+            })
+            .collect();
         let rows: Vec<Vec<String>> = plans
             .into_iter()
             .map(|p| vec![p.step, p.kind, p.action, p.outputs.into_values().collect::<Vec<_>>().join(", ")])
             .collect();
-        return output::line(&output::table(&["STEP", "KIND", "ACTION", "OUTPUTS"], &rows));
+        output::line(&output::table(&["STEP", "KIND", "ACTION", "OUTPUTS"], &rows))?;
+        return if estimates.is_empty() { Ok(()) } else { output::line(&estimates.join("\n")) };
     }
     let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir };
     let (record, outcome) = jobs::run(&store, &job, &options);

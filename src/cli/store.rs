@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::package;
 use crate::registry::{
     self, AssetKind, Lineage, NewVersion, Reference, RunRecord, Version, folder_files, get, list_names, list_versions,
-    publish, pull, verify_version,
+    publish, pull, series_folders, verify_version,
 };
 use crate::storage::{Store, sha256_hex};
 use clap::Subcommand;
@@ -159,7 +159,11 @@ impl ModelVerb {
             #[cfg(feature = "torch")]
             ModelVerb::Import { name, folder, json } => {
                 let store = open(store)?;
-                registered(&store, crate::jobs::models::import_model(&store, &name, &folder)?, json)
+                let imported = crate::jobs::models::import_model(&store, &name, &folder)?;
+                if let Some(report) = imported.report.filter(|_| !json) {
+                    output::line(&report.summary())?;
+                }
+                registered(&store, (imported.version, imported.new), json)
             }
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(super::needs_torch()),
@@ -215,8 +219,21 @@ impl RunsVerb {
                     .collect();
                 output::line(&output::table(&["RUN", "KIND", "STATUS", "STARTED", "TOOK"], &rows))
             }
-            RunsVerb::Show { id, json: true } => output::json(&RunRecord::load(&store, &id)?),
-            RunsVerb::Show { id, json: false } => output::line(&summary(&RunRecord::load(&store, &id)?)),
+            RunsVerb::Show { id, json } => {
+                let record = RunRecord::load(&store, &id)?;
+                let series = series_folders(&store, &id)?;
+                if json {
+                    let mut value = serde_json::to_value(&record).unwrap_or_default();
+                    value["series"] = json!(series);
+                    return output::json(&value);
+                }
+                let mut text = summary(&record);
+                if !series.is_empty() {
+                    let rows: Vec<Vec<String>> = series.into_iter().map(|(step, uri)| vec![step, uri]).collect();
+                    text = format!("{}\n\n{text}", output::table(&["CURVE OF", "WHERE"], &rows));
+                }
+                output::line(&text)
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod job;
 pub mod kinds;
 pub mod parameters;
+pub mod prompts;
 mod render;
 pub mod schema;
 mod suggest;

@@ -1,8 +1,11 @@
 //! The parameters of each job kind, with the contract's names and defaults.
 
+use super::prompts;
+use super::suggest::did_you_mean;
 use crate::error::{Error, Result};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Fractions of the three splits; they must add up to 1.
@@ -112,12 +115,95 @@ pub enum OnNonFinite {
     Skip,
 }
 
+/// The texts that a training image is paired with: a list, or the name of one of [`prompts`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum PromptTemplates {
+    /// One of [`prompts::NAMES`].
+    Named(String),
+    /// Templates with `{}` for the label text.
+    List(Vec<String>),
+}
+
+impl PromptTemplates {
+    /// The templates themselves.
+    #[must_use]
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            PromptTemplates::List(list) => list.clone(),
+            PromptTemplates::Named(name) => {
+                prompts::preset(name).unwrap_or_default().iter().map(|&t| t.to_owned()).collect()
+            }
+        }
+    }
+
+    /// The name of the list, when it has one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            PromptTemplates::Named(name) => Some(name),
+            PromptTemplates::List(_) => None,
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        let key = "parameters.prompt_templates";
+        if let Some(name) = self.name().filter(|n| prompts::preset(n).is_none()) {
+            let known = did_you_mean(name, prompts::NAMES);
+            return Err(Error::config(format!(
+                "{key}: there is no list '{name}': {known}; or write a list of templates"
+            )));
+        }
+        let texts = self.texts();
+        if texts.is_empty() {
+            return Err(Error::config(format!("{key}: must hold at least one template, e.g. \"{{}}.\"")));
+        }
+        match texts.iter().find(|t| !t.contains("{}")) {
+            Some(t) => Err(Error::config(format!("{key}: '{t}' has no {{}} for the label text"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PromptTemplates {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = PromptTemplates;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "a list of templates, or one of the names {}", prompts::NAMES.join(", "))
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<PromptTemplates, E> {
+                Ok(PromptTemplates::Named(name.to_owned()))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<PromptTemplates, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(PromptTemplates::List)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for PromptTemplates {
+    fn schema_name() -> Cow<'static, str> {
+        "PromptTemplates".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "string", "enum": prompts::NAMES },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+            ]
+        })
+    }
+}
+
 /// Parameters of Finetune; the training itself is configured by the YAML file in `conf_files`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FinetuneParameters {
     /// Texts that a training image is paired with, one drawn per sample and epoch; `{}` is the label text.
-    pub prompt_templates: Vec<String>,
+    pub prompt_templates: PromptTemplates,
     /// Seed of weights' drop path, sample order, augmentation and prompts.
     pub seed: u64,
     /// The number type of the computation.
@@ -136,9 +222,8 @@ pub struct FinetuneParameters {
 
 impl Default for FinetuneParameters {
     fn default() -> Self {
-        let prompts = ["{}.", "an image of {}.", "a medical image showing {}.", "findings: {}."];
         FinetuneParameters {
-            prompt_templates: prompts.map(str::to_owned).to_vec(),
+            prompt_templates: PromptTemplates::Named(prompts::NAMES[0].to_owned()),
             seed: 42,
             precision: Precision::default(),
             contrastive_batch: ContrastiveBatch::default(),
@@ -159,13 +244,7 @@ impl FinetuneParameters {
                 self.rotation
             )));
         }
-        if self.prompt_templates.is_empty() {
-            return Err(Error::config("parameters.prompt_templates: must hold at least one template, e.g. \"{}.\""));
-        }
-        match self.prompt_templates.iter().find(|t| !t.contains("{}")) {
-            Some(t) => Err(Error::config(format!("parameters.prompt_templates: '{t}' has no {{}} for the label text"))),
-            None => Ok(()),
-        }
+        self.prompt_templates.validate()
     }
 }
 
@@ -364,5 +443,50 @@ impl Parameters {
             _ => e,
         })?;
         Ok(built)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kinds::Kind;
+    use super::*;
+
+    fn finetune(yaml: &str) -> Result<FinetuneParameters> {
+        let value = serde_yaml_ng::from_str(yaml).unwrap();
+        match Parameters::build(Kind::Finetune, value, "parameters")? {
+            Parameters::Finetune(parameters) => Ok(parameters),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn prompt_templates_are_a_list_or_a_name() {
+        let named = finetune("prompt_templates: imagenet").unwrap();
+        assert_eq!((named.prompt_templates.texts().len(), named.prompt_templates.name()), (81, Some("imagenet")));
+        let listed = finetune("prompt_templates: ['{}', 'a scan of {}']").unwrap().prompt_templates;
+        assert_eq!((listed.texts(), listed.name()), (vec!["{}".to_owned(), "a scan of {}".to_owned()], None));
+        assert_eq!(finetune("seed: 1").unwrap().prompt_templates.texts(), prompts::MEDICAL);
+        // a run record keeps what the job said, and reads back
+        let text = serde_json::to_string(&named.prompt_templates).unwrap();
+        assert_eq!(serde_json::from_str::<PromptTemplates>(&text).unwrap(), named.prompt_templates);
+    }
+
+    #[test]
+    fn refusals_name_the_parameter_and_what_is_known() {
+        for (yaml, parts) in [
+            ("prompt_templates: medicl", ["parameters.prompt_templates", "did you mean 'medical'"]),
+            ("prompt_templates: []", ["parameters.prompt_templates", "at least one"]),
+            ("prompt_templates: ['no label']", ["parameters.prompt_templates", "'no label'"]),
+            ("prompt_templates: 3", ["prompt_templates", "one of the names medical, imagenet"]),
+            ("precision: fp32", ["precision", "bf16"]),
+            ("on_non_finite: ignore", ["on_non_finite", "skip"]),
+            ("contrastive_batch: all", ["contrastive_batch", "total"]),
+            ("keep_checkpoints: 0", ["keep_checkpoints", "1 to 1000"]),
+            ("rotation: 200", ["rotation", "180"]),
+            ("rotation: .nan", ["rotation", "180"]),
+        ] {
+            let error = finetune(yaml).unwrap_err().to_string();
+            assert!(parts.iter().all(|p| error.contains(p)), "{yaml}: {error}");
+        }
     }
 }

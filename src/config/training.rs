@@ -109,6 +109,14 @@ pub struct TrainingConfig {
     pub save_every: usize,
 }
 
+impl TrainingConfig {
+    /// Forward passes of an optimizer step.
+    #[must_use]
+    pub fn micro_batches(&self) -> usize {
+        self.batch_total / self.batch_size
+    }
+}
+
 /// A parsed training configuration with what its reader should be told.
 #[derive(Debug, Clone)]
 pub struct Parsed {
@@ -134,13 +142,16 @@ pub fn parse(document: &Value, origin: &str) -> Result<Parsed> {
     if leaves.is_empty() {
         return Err(Error::config(format!("{origin}: holds no keys; it must be a training configuration")));
     }
-    let mut model_keys = Vec::new();
+    let (mut model_keys, mut idle) = (Vec::new(), Vec::new());
     for (path, value) in &leaves {
         let Some((rule, note)) = rule_of(path) else {
             let known = RULES.iter().map(|(p, ..)| *p).filter(|p| !p.contains('*'));
             return Err(Error::config(format!("{origin}: unknown key '{path}': {}", did_you_mean(path, known))));
         };
         match rule {
+            Rule::NoEffect if !note.is_empty() && surprising(path, value, &leaves) => {
+                idle.push(format!("{path} ({note})"));
+            }
             Rule::Honoured | Rule::NoEffect => {}
             Rule::Model => model_keys.push((path.clone(), value.clone())),
             Rule::Only(values) if values.contains(&text_of(value).as_str()) => {}
@@ -157,7 +168,33 @@ pub fn parse(document: &Value, origin: &str) -> Result<Parsed> {
     let mut warnings = Vec::new();
     let keys = Keys { leaves: &leaves, origin };
     let config = keys.config(&mut warnings)?;
+    if !idle.is_empty() {
+        warnings.push(format!("without effect here: {}", idle.join(", ")));
+    }
+    let zips = leaves.iter().filter(|(path, value)| path.ends_with(".FORMAT") && text_of(value) == "zip");
+    let zips: Vec<&str> = zips.map(|(path, _)| path.as_str()).collect();
+    if !zips.is_empty() {
+        warnings.push(format!(
+            "{}: zip: such a section asks for its kind of evaluation; the rows are those of the job's eval_image_tsv and \
+             eval_text_tsv",
+            zips.join(", ")
+        ));
+    }
     Ok(Parsed { config, model_keys, warnings })
+}
+
+/// Whether somebody could believe that the key does something: a neutral value asks for nothing.
+fn surprising(path: &str, value: &Value, leaves: &[(String, Value)]) -> bool {
+    let number = |key: &str| leaves.iter().find(|(p, _)| p == key).and_then(|(_, v)| v.as_f64());
+    match (path, text_of(value).as_str()) {
+        (_, "" | "null" | "[]") => false,
+        ("DATASET.TRAIN_SET", "full") | ("SET_SAMPLER_EPOCH", "true") | ("DONT_LOAD_MODEL", "false") => false,
+        ("GRADIENT_ACCUMULATE_STEP", "-1" | "1") => false,
+        ("LR_SCHEDULER_PARAMS.epochs", _) => value.as_f64() != number("MAX_NUM_EPOCHS"),
+        ("LR_SCHEDULER_PARAMS.steps_update_per_epoch", "1") => false,
+        ("IMAGE_ENCODER.SPEC.DROP_RATE", _) => value.as_f64() != Some(0.0),
+        _ => true,
+    }
 }
 
 fn flatten(value: &Value, path: &str, out: &mut Vec<(String, Value)>) {
@@ -292,7 +329,7 @@ impl Keys<'_> {
         Ok(Some(Smoothing { decay, evaluate: self.flag("WEIGHT_SMOOTHING.eval_smoothed_weight", true)? }))
     }
 
-    /// Which evaluations the EVALDATASET_ sections ask for; both, with K 64, when there are none.
+    /// Which evaluations the EVALDATASET_ and ZEROSHOT_EVAL_DATASET sections ask for; both, with K 64, when there are none.
     fn evaluations(&self) -> Result<(bool, Option<usize>)> {
         let mut sections: Vec<&str> = self
             .leaves
@@ -301,10 +338,11 @@ impl Keys<'_> {
             .filter_map(|(p, _)| p.split_once('.').map(|(s, _)| s))
             .collect();
         sections.dedup();
-        if sections.is_empty() {
+        let mut zero_shot = self.leaves.iter().any(|(p, _)| p.starts_with("ZEROSHOT_EVAL_DATASET."));
+        if sections.is_empty() && !zero_shot {
             return Ok((true, Some(64)));
         }
-        let (mut zero_shot, mut knn) = (false, None);
+        let mut knn = None;
         for section in sections {
             let path = format!("{section}.KNN");
             let by_text = self.whole(&format!("{section}.ZS_MODE"), 0, 0)? == 2;
@@ -340,11 +378,6 @@ impl Keys<'_> {
         let freeze_patterns = self.texts("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS")?;
         for pattern in &freeze_patterns {
             self.check_pattern("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS", pattern)?;
-        }
-        if self.get("LR_SCHEDULER_PARAMS.epochs").is_some() {
-            warnings.push(
-                "LR_SCHEDULER_PARAMS.epochs has no effect: the cosine spans all steps of MAX_NUM_EPOCHS".to_owned(),
-            );
         }
         let betas = self.pair("OPTIMIZER_PARAMS.betas", [0.9, 0.999])?;
         if betas[1] >= 1.0 {
@@ -410,7 +443,7 @@ pub fn check_model_keys(keys: &[(String, Value)], base: &Value, origin: &str) ->
                 "{origin}: unknown key '{path}': the base model package's config.yaml has no such key; leave it out"
             )));
         };
-        if found != wanted && found.as_f64().is_none_or(|f| Some(f) != wanted.as_f64()) {
+        if !same(found, wanted) {
             return Err(Error::config(format!(
                 "{origin}: {path}: {} differs from the base model package, which has {}; leave the key out",
                 text_of(wanted),
@@ -421,48 +454,14 @@ pub fn check_model_keys(keys: &[(String, Value)], base: &Value, origin: &str) ->
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(yaml: &str) -> Result<Parsed> {
-        parse(&serde_yaml_ng::from_str(yaml).unwrap(), "t.yaml")
-    }
-
-    #[test]
-    fn honoured_keys_arrive() {
-        let yaml = "START_LEARNING_RATE: 1e-3\nTRAIN: {BATCH_SIZE_TOTAL: 50, BATCH_SIZE_PER_GPU: 16}\nWEIGHT_SMOOTHING: {decay: 0.99}\nEVALDATASET_A: {ZS_MODE: 2}\nCUSTOMIZED_PARAMS_CONF: {WEIGHT_DECAY_PATTERNS: {\"\\\\.bias$\": 0.0}}";
-        let Parsed { config, warnings, .. } = parsed(yaml).unwrap();
-        assert_eq!((config.learning_rate, config.batch_total, config.batch_size), (1e-3, 48, 16));
-        assert_eq!(config.smoothing, Some(Smoothing { decay: 0.99, evaluate: true }));
-        assert_eq!((config.eval_zero_shot, config.eval_knn), (true, None));
-        assert_eq!(config.weight_decay_patterns, vec![("\\.bias$".to_owned(), 0.0)]);
-        assert!(config.resume && !config.fp16 && config.save_every == 0 && config.mixup.is_none());
-        assert!(warnings[0].contains("50") && warnings[0].contains("48"));
-    }
-
-    #[test]
-    fn refusals_name_the_key_and_the_reason() {
-        for (yaml, part) in [
-            ("START_LERNING_RATE: 1", "did you mean 'START_LEARNING_RATE'?"),
-            ("ZERO_STAGE: 1", "ZERO_STAGE: 1 is not supported"),
-            ("AUG: {TORCHVISION_AUG: {AUTO_AUGMENT: imagenet}}", "AUTO_AUGMENT: imagenet is not supported"),
-            ("AUG: {MIXUP_PROB: 0.5, MIXUP: 0, MIXCUT: 0}", "AUG.MIXUP_PROB"),
-            ("DATASET: {ROOT: /x}", "DATASET.ROOT"),
-            ("CUSTOMIZED_PARAMS_CONF: {FREEZE_PATTERNS: ['(']}", "not a regular expression"),
-            ("MAX_NUM_EPOCHS: 0", "MAX_NUM_EPOCHS"),
-            ("{}", "holds no keys"),
-        ] {
-            let error = parsed(yaml).unwrap_err().to_string();
-            assert!(error.contains(part), "{yaml}: {error}");
-        }
-    }
-
-    #[test]
-    fn model_keys_are_compared_with_the_base() {
-        let keys = parsed("LANG_ENCODER: {WIDTH: 64}").unwrap().model_keys;
-        let base = |w: u32| serde_yaml_ng::from_str(&format!("LANG_ENCODER: {{WIDTH: {w}}}")).unwrap();
-        assert!(check_model_keys(&keys, &base(64), "t").is_ok());
-        assert!(check_model_keys(&keys, &base(32), "t").unwrap_err().to_string().contains("LANG_ENCODER.WIDTH"));
+/// Equal values, however numbers are written: 1 is 1.0.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Sequence(a), Value::Sequence(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        _ => a == b || a.as_f64().is_some_and(|n| Some(n) == b.as_f64()),
     }
 }
+
+#[cfg(test)]
+#[path = "training_tests.rs"]
+mod tests;

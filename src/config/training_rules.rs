@@ -7,7 +7,7 @@ pub(super) enum Rule {
     Honoured,
     /// It must have one of these values (as YAML text); anything else is refused with the note.
     Only(&'static [&'static str]),
-    /// Any value: it has no effect on the result here.
+    /// Any value: it has no effect on the result here. With a note, its reader is told so.
     NoEffect,
     /// It must say what the base model package says, where that says anything.
     Model,
@@ -17,7 +17,8 @@ use Rule::{Honoured, Model, NoEffect, Only};
 
 const EMPTY: Rule = Only(&["", "null", "[]"]);
 
-/// Key patterns (`*` ends a section name), the rule, and why another value is refused. The first match counts.
+/// Key patterns (`*` ends a section name), the rule, and why another value is refused, or why it has no effect where
+/// somebody could expect one. The first match counts.
 pub(super) const RULES: &[(&str, Rule, &str)] = &[
     ("TASK", Only(&["UniCLTask"]), "UniCL is the one task of this program"),
     ("NAME", NoEffect, ""),
@@ -27,10 +28,10 @@ pub(super) const RULES: &[(&str, Rule, &str)] = &[
     ("LOGLEVEL_OVERRIDE", NoEffect, ""),
     ("LOG_GPU_MEM", NoEffect, ""),
     ("VERBOSE", NoEffect, ""),
-    ("user_dir", NoEffect, ""),
+    ("user_dir", NoEffect, "no code is loaded from folders"),
     ("PIN_MEMORY", NoEffect, ""),
     ("WORKERS", NoEffect, ""),
-    ("SET_SAMPLER_EPOCH", NoEffect, ""),
+    ("SET_SAMPLER_EPOCH", NoEffect, "with TRAIN.SHUFFLE every epoch has an order of its own"),
     ("RESUME", Honoured, ""),
     ("RESET_DATA_LOADER", Only(&["false"]), "a resumed run goes on with the row after the last one"),
     ("SAVE_PER_OPTIM_STEPS", Honoured, ""),
@@ -43,9 +44,9 @@ pub(super) const RULES: &[(&str, Rule, &str)] = &[
     ("USE_HIT", Only(&["false"]), "there is no HIT here"),
     ("FIND_UNUSED_PARAMETERS", Only(&["false"]), "every parameter of this model is used"),
     ("NO_AUTO_LR_SCALING", Only(&["true"]), "learning rates are taken as they are written"),
-    ("DONT_LOAD_MODEL", NoEffect, ""),
+    ("DONT_LOAD_MODEL", NoEffect, "the base package is always loaded"),
     ("GRAD_CLIPPING", Honoured, ""),
-    ("GRADIENT_ACCUMULATE_STEP", NoEffect, ""),
+    ("GRADIENT_ACCUMULATE_STEP", NoEffect, "it follows from the two batch sizes"),
     ("EVAL_AT_START", Honoured, ""),
     ("EVAL_PER_OPTIM_STEPS", Honoured, ""),
     ("EVAL_STRATEGY.EVAL_LAST_MODEL", Only(&["true"]), "the last model is always evaluated"),
@@ -53,7 +54,7 @@ pub(super) const RULES: &[(&str, Rule, &str)] = &[
     ("IMAGE_ENCODER.PRETRAINED", EMPTY, "weights come from mlflow_model_path"),
     ("IMAGE_ENCODER.PRETRAINED_LAYERS", Only(&["*"]), "all weights of the base package are loaded"),
     ("IMAGE_ENCODER.SPEC.DROP_PATH_RATE", Honoured, ""),
-    ("IMAGE_ENCODER.SPEC.DROP_RATE", NoEffect, ""),
+    ("IMAGE_ENCODER.SPEC.DROP_RATE", NoEffect, "the published model code does not use it"),
     ("IMAGE_ENCODER.SPEC.ENABLE_CHECKPOINT", Honoured, ""),
     ("IMAGE_ENCODER.*", Model, ""),
     ("LANG_ENCODER.LOAD_PRETRAINED", NoEffect, ""),
@@ -88,21 +89,39 @@ pub(super) const RULES: &[(&str, Rule, &str)] = &[
     ("DATASET.DATA_FORMAT", Only(&["tsv"]), "image and text TSVs are the one training format"),
     ("DATASET.ROOT", EMPTY, "the job's inputs take its place"),
     ("DATASET.TRAIN_TSV_LIST", EMPTY, "the job's inputs take its place"),
-    ("DATASET.TRAIN_SET", NoEffect, ""),
+    ("DATASET.TRAIN_SET", NoEffect, "the job's inputs say which rows"),
     ("DATASET.SAMPLER", Only(&["default"]), "there is one sampler"),
     ("DATASET.LOADER", Only(&["default"]), "there is one loader"),
     ("DATASET.TOKEN_FILE", EMPTY, "credentials come from the environment"),
     ("EVALDATASET_*.TEXT_FORMAT", Only(&["json"]), "text TSVs hold JSON"),
-    ("EVALDATASET_*.FORMAT", Only(&["tsv"]), "evaluation sets are TSVs in this version"),
-    ("EVALDATASET_*.SPLIT", NoEffect, ""),
+    ("EVALDATASET_*.FORMAT", Only(&["tsv", "zip"]), "the evaluation set is the job's eval_image_tsv and eval_text_tsv"),
+    ("EVALDATASET_*.SPLIT", NoEffect, "the job's inputs say which rows"),
     ("EVALDATASET_*.EVAL_IMAGE_TSV", EMPTY, "the job's inputs take its place"),
     ("EVALDATASET_*.EVAL_TEXT_TSV", EMPTY, "the job's inputs take its place"),
     ("EVALDATASET_*.IMAGE_TSV", EMPTY, "the job's inputs take its place"),
     ("EVALDATASET_*.TEXT_TSV", EMPTY, "the job's inputs take its place"),
     ("EVALDATASET_*.LABEL_FILE", EMPTY, "the job's inputs take its place"),
+    (
+        "EVALDATASET_*.ZIP_FILE",
+        EMPTY,
+        "the job's inputs take its place; medtune reads TSVs, which Prepare makes of images",
+    ),
+    ("EVALDATASET_*.ZIP_MAP_FILE", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.CWEIGHT_FILE", EMPTY, "every class counts the same in this program's accuracy"),
+    ("EVALDATASET_*.ZS_WEIGHT", Only(&["1", "1.0"]), "zero-shot scores are taken as they are, not mixed with others"),
+    ("EVALDATASET_*.CLASSIFICATION_SETS", EMPTY, "the job's inputs take its place"),
+    ("EVALDATASET_*.NUM_CLASSES", EMPTY, "the label file says how many classes there are"),
     ("EVALDATASET_*.ZS_MODE", Only(&["0", "2"]), "evaluation is zero-shot by label text (2) or kNN (0)"),
     ("EVALDATASET_*.KNN", Honoured, ""),
     ("EVALDATASET_*.TRACK_METRIC", Only(&["acc"]), "accuracy is what evaluation in training tracks"),
+    ("ZEROSHOT_EVAL_DATASET.FORMAT", Only(&["tsv", "zip"]), "the evaluation set is the job's eval_image_tsv"),
+    ("ZEROSHOT_EVAL_DATASET.SPLIT", NoEffect, "the job's inputs say which rows"),
+    ("ZEROSHOT_EVAL_DATASET.ZIP_FILE", EMPTY, "the job's inputs take its place"),
+    ("ZEROSHOT_EVAL_DATASET.ZIP_MAP_FILE", EMPTY, "the job's inputs take its place"),
+    ("ZEROSHOT_EVAL_DATASET.IMAGE_TSV", EMPTY, "the job's inputs take its place"),
+    ("ZEROSHOT_EVAL_DATASET.TEXT_TSV", EMPTY, "the job's inputs take its place"),
+    ("ZEROSHOT_EVAL_DATASET.LABEL_FILE", EMPTY, "the job's inputs take its place"),
+    ("EVALUATION_SPLITS", NoEffect, "evaluation is of the job's validation rows"),
     ("TEST.BATCH_SIZE_PER_GPU", Honoured, ""),
     ("TEST.MODEL_FILE", EMPTY, "the weights under training are evaluated"),
     ("TEST.CENTER_CROP", Only(&["false"]), "evaluation uses the pixels of serving"),
@@ -127,8 +146,8 @@ pub(super) const RULES: &[(&str, Rule, &str)] = &[
     ("LR_SCHEDULER_PARAMS.warmup_steps", Honoured, ""),
     ("LR_SCHEDULER_PARAMS.warmup_lr", Honoured, ""),
     ("LR_SCHEDULER_PARAMS.min_lr", Honoured, ""),
-    ("LR_SCHEDULER_PARAMS.epochs", NoEffect, ""),
-    ("LR_SCHEDULER_PARAMS.steps_update_per_epoch", NoEffect, ""),
+    ("LR_SCHEDULER_PARAMS.epochs", NoEffect, "the cosine spans all steps of MAX_NUM_EPOCHS"),
+    ("LR_SCHEDULER_PARAMS.steps_update_per_epoch", NoEffect, "the schedule moves at every optimizer step"),
 ];
 
 /// The rule of a key, or `None` when the key is not known.

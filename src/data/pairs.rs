@@ -1,21 +1,23 @@
 //! An image TSV and a text TSV that belong together: same keys, same order, classes that the labels know.
+//!
+//! Sets that are evaluated or searched hold classification rows only; a training set may hold captions and tags among them.
 
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::labels::Labels;
-use super::text::{ClassRow, read_class_rows};
+use super::text::{ClassRow, TextRow, read_text_rows};
 use super::tsv::TsvReader;
 use crate::error::{Context, Error, Result};
 use crate::imaging::check_image;
 
-/// Paired rows of images and classes, checked against each other and against the labels. Shared freely between threads.
+/// Paired rows of images and texts, checked against each other and against the labels. Shared freely between threads.
 #[derive(Debug)]
 pub struct ImageTextPairs {
     images: TsvReader,
     texts: TsvReader,
-    rows: Vec<ClassRow>,
+    rows: Vec<TextRow>,
     counts: Vec<usize>,
 }
 
@@ -25,21 +27,33 @@ impl ImageTextPairs {
     /// # Errors
     /// `NotFound` or `Storage` when a file cannot be read; `Data`, naming file, row and key: damaged rows, duplicate keys,
     /// keys that differ between the files, another number of rows, a class id that the labels have not, a class name
-    /// that is not the label of its id, no row at all.
+    /// that is not the label of its id, a row of captions or tags, no row at all.
     pub fn open(image_tsv: impl AsRef<Path>, text_tsv: impl AsRef<Path>, labels: &Labels) -> Result<ImageTextPairs> {
+        let pairs = ImageTextPairs::open_training(image_tsv, text_tsv, labels)?;
+        pairs.class_ids()?;
+        Ok(pairs)
+    }
+
+    /// The same for a training set, which may hold rows of captions and tags.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), without that of captions and tags.
+    pub fn open_training(
+        image_tsv: impl AsRef<Path>,
+        text_tsv: impl AsRef<Path>,
+        labels: &Labels,
+    ) -> Result<ImageTextPairs> {
         let images = TsvReader::open(image_tsv)?;
         let texts = TsvReader::open(text_tsv)?;
         if images.is_empty() {
             return Err(Error::data(format!("'{}' has no rows", images.path().display())));
         }
         check_keys(&images, &texts)?;
-        let rows = read_class_rows(&texts)?;
+        let rows = read_text_rows(&texts)?;
         let mut counts = vec![0; labels.len()];
         for (index, row) in rows.iter().enumerate() {
-            check_class(row, labels).map_err(|message| match texts.row(index) {
-                Ok(row) => texts.error(index, format!("key '{}': {message}", row.key)),
-                Err(error) => error,
-            })?;
+            let Some(row) = row.class() else { continue };
+            check_class(row, labels).map_err(|message| at_text(&texts, index, &message))?;
             counts[row.class_id as usize] += 1;
         }
         Ok(ImageTextPairs { images, texts, rows, counts })
@@ -80,19 +94,31 @@ impl ImageTextPairs {
         self.images.decode_image(index)
     }
 
-    /// The class rows, in the order of the files.
+    /// The text rows, in the order of the files.
     #[must_use]
-    pub fn rows(&self) -> &[ClassRow] {
+    pub fn rows(&self) -> &[TextRow] {
         &self.rows
     }
 
-    /// The class ids, in the order of the files.
-    #[must_use]
-    pub fn class_ids(&self) -> Vec<u32> {
-        self.rows.iter().map(|row| row.class_id).collect()
+    /// The class id of every row, in the order of the files.
+    ///
+    /// # Errors
+    /// `Data`, naming file, row and key of the first row of captions or tags.
+    pub fn class_ids(&self) -> Result<Vec<u32>> {
+        let class_id = |(index, row): (usize, &TextRow)| match row.class() {
+            Some(row) => Ok(row.class_id),
+            None => Err(at_text(&self.texts, index, &row.content.without_class().to_string())),
+        };
+        self.rows.iter().enumerate().map(class_id).collect()
     }
 
-    /// Number of pairs of each class; as many as there are labels.
+    /// Whether every row has a class: no captions, no tags.
+    #[must_use]
+    pub fn all_classified(&self) -> bool {
+        self.rows.iter().all(|row| row.class().is_some())
+    }
+
+    /// Number of pairs of each class, captions and tags not among them; as many as there are labels.
     #[must_use]
     pub fn counts(&self) -> &[usize] {
         &self.counts
@@ -104,13 +130,22 @@ impl ImageTextPairs {
         (0..).zip(&self.counts).filter(|&(_, &count)| count == 0).map(|(id, _)| id).collect()
     }
 
-    /// Fails when a label has no pair.
+    /// Fails when a label has no pair in a set of nothing but classes, where that is a mistake. Captions and tags may be all
+    /// that a training set has to say about a label: beside them a label without a pair is only logged.
     ///
     /// # Errors
     /// `Data`, naming the file and the labels.
     pub fn require_every_class(&self, labels: &Labels) -> Result<()> {
         let empty = self.empty_classes();
         if empty.is_empty() {
+            return Ok(());
+        }
+        if !self.all_classified() {
+            tracing::warn!(
+                file = %self.texts.path().display(),
+                labels = empty.len(),
+                "labels without a classification row: only captions and tags can teach them"
+            );
             return Ok(());
         }
         let names: Vec<String> =
@@ -152,6 +187,13 @@ pub fn validate_images(images: &TsvReader) -> Result<()> {
 
 fn locate(images: &TsvReader, index: usize, key: &str) -> String {
     format!("'{}' row {}: key '{key}'", images.path().display(), index + 1)
+}
+
+fn at_text(texts: &TsvReader, index: usize, message: &str) -> Error {
+    match texts.row(index) {
+        Ok(row) => texts.error(index, format!("key '{}': {message}", row.key)),
+        Err(error) => error,
+    }
 }
 
 fn check_keys(images: &TsvReader, texts: &TsvReader) -> Result<()> {
@@ -240,11 +282,30 @@ mod tests {
     fn good_files_give_rows_counts_and_empty_classes() {
         let files = files(&["a", "b", "c"], &[("a", 0, "zero"), ("b", 2, "two"), ("c", 0, "zero")]);
         let pairs = ImageTextPairs::open(&files.images, &files.texts, &labels()).unwrap();
-        assert_eq!((pairs.len(), pairs.counts(), pairs.class_ids()), (3, &[2, 0, 1][..], vec![0, 2, 0]));
+        assert_eq!((pairs.len(), pairs.counts(), pairs.class_ids().unwrap()), (3, &[2, 0, 1][..], vec![0, 2, 0]));
         assert_eq!(pairs.empty_classes(), [1]);
         assert!(pairs.require_every_class(&labels()).unwrap_err().to_string().contains("class 1 ('one')"));
         assert_eq!(pairs.key(1).unwrap(), "b");
         pairs.validate_images().unwrap();
+    }
+
+    #[test]
+    fn training_sets_may_hold_captions_and_tags() {
+        let files = files(&["a", "b", "c"], &[]);
+        let class = ClassRow::new(2, "two", "s").to_json().unwrap();
+        std::fs::write(&files.texts, format!("a\t{class}\nb\t{{\"captions\":[\"x\"]}}\nc\t{{\"tags\":\"y\"}}\n"))
+            .unwrap();
+        let pairs = ImageTextPairs::open_training(&files.images, &files.texts, &labels()).unwrap();
+        assert_eq!((pairs.len(), pairs.counts(), pairs.all_classified()), (3, &[0, 0, 1][..], false));
+        pairs.require_every_class(&labels()).unwrap();
+        let positives: Vec<_> = pairs.rows().iter().map(TextRow::positive).collect();
+        assert_eq!(positives, [Some(("s", 2)), None, None]);
+        for message in [failure(&files), pairs.class_ids().unwrap_err().to_string()] {
+            assert!(message.contains("text.tsv' row 2: key 'b': a row of captions has no class"), "{message}");
+        }
+        std::fs::write(&files.texts, "a\t{\"tags\":1}\nb\t{\"tags\":\"y\"}\nc\t{\"tags\":\"y\"}\n").unwrap();
+        let error = ImageTextPairs::open_training(&files.images, &files.texts, &labels()).unwrap_err().to_string();
+        assert!(error.contains("text.tsv' row 1: key 'a': 'tags' must be"), "{error}");
     }
 
     #[test]

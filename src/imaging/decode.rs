@@ -69,17 +69,23 @@ impl RgbImage {
     /// # Errors
     /// `Data` when it is empty or leaves the image.
     pub fn crop(&self, x: usize, y: usize, width: usize, height: usize) -> Result<RgbImage> {
-        let inside = x.checked_add(width).is_some_and(|end| end <= self.width)
-            && y.checked_add(height).is_some_and(|end| end <= self.height);
-        if !inside {
-            return Err(Error::data(format!(
-                "a crop of {width} x {height} pixels at ({x}, {y}) leaves the image of {} x {} pixels",
-                self.width, self.height
-            )));
-        }
+        self.check_crop([x, y, width, height])?;
         let rows = self.pixels.chunks_exact(self.width * 3).skip(y).take(height);
         let pixels = rows.flat_map(|row| &row[x * 3..(x + width) * 3]).copied().collect();
         RgbImage::new(width, height, pixels)
+    }
+
+    /// Refuses a rectangle (x, y, width, height) that is empty or leaves the image.
+    pub(super) fn check_crop(&self, [x, y, width, height]: [usize; 4]) -> Result<()> {
+        let inside = x.checked_add(width).is_some_and(|end| end <= self.width)
+            && y.checked_add(height).is_some_and(|end| end <= self.height);
+        if inside && width > 0 && height > 0 {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "a crop of {width} x {height} pixels at ({x}, {y}) is empty or leaves the image of {} x {} pixels",
+            self.width, self.height
+        )))
     }
 
     /// Mirrors every row.

@@ -7,17 +7,24 @@
 
 pub mod augment;
 pub mod decode;
+pub mod geometry;
 #[cfg(test)]
 mod golden;
 mod jpeg;
+pub mod mix;
+pub mod operation;
 pub mod pixels;
 pub mod resize;
 pub mod rng;
 pub mod standardise;
+pub mod trivial;
 
 pub use augment::{Augmentation, load_training};
 pub use decode::{RgbImage, check_image, decode};
+pub use mix::Mix;
+pub use operation::Operation;
 pub use pixels::PixelContract;
-pub use resize::{resize_bicubic, resize_bicubic_box};
+pub use resize::{resize_bicubic, resize_bicubic_box, resize_cropped};
 pub use rng::SampleRng;
 pub use standardise::{encode_jpeg, standardise};
+pub use trivial::TrivialAugment;

@@ -9,8 +9,6 @@
 //! must agree with this module under every version resizes one axis at a time: first to (width, old height), then to
 //! (width, height).
 
-use std::borrow::Cow;
-
 use super::decode::RgbImage;
 use crate::error::{Error, Result};
 
@@ -18,12 +16,14 @@ use crate::error::{Error, Result};
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 const SUPPORT: f64 = 2.0;
+/// Bytes of a row that the vertical pass sums up at a time: as many sums as fit in registers.
+const BLOCK: usize = 32;
 
 /// Resizes the whole image to `width` x `height` pixels. A side of 0 is taken as 1.
 #[must_use]
 pub fn resize_bicubic(image: &RgbImage, width: usize, height: usize) -> RgbImage {
     let whole = [0.0, 0.0, image.width() as f32, image.height() as f32];
-    resize(image, whole, width.max(1), height.max(1))
+    resize(&View::of(image), whole, width.max(1), height.max(1))
 }
 
 /// Resizes the part of the image within `region` (x0, y0, x1, y1; in pixels, fractions allowed), as Pillow's
@@ -42,25 +42,101 @@ pub fn resize_bicubic_box(image: &RgbImage, region: [f64; 4], width: usize, heig
         )));
     }
     // Pillow keeps the region in single precision
-    Ok(resize(image, region.map(|v| v as f32), width, height))
+    Ok(resize(&View::of(image), region.map(|v| v as f32), width, height))
 }
 
-fn resize(image: &RgbImage, [x0, y0, x1, y1]: [f32; 4], width: usize, height: usize) -> RgbImage {
-    let horizontal = width != image.width() || x0 != 0.0 || x1 != width as f32;
-    let vertical = height != image.height() || y0 != 0.0 || y1 != height as f32;
-    let rows = Kernel::new(image.height(), y0, y1, height);
-    let stride = image.width() * 3;
-    let (mut first, mut pixels) = (0, Cow::Borrowed(image.pixels()));
-    if horizontal {
-        let columns = Kernel::new(image.width(), x0, x1, width);
-        let needed = if vertical { rows.input_range() } else { 0..image.height() };
-        first = needed.start;
-        pixels = Cow::Owned(resize_rows(&pixels[needed.start * stride..needed.end * stride], stride, &columns));
+/// Cuts the rectangle `crop` (x, y, width, height) out and resizes it: [`RgbImage::crop`] and [`resize_bicubic`] without
+/// the copy between them.
+///
+/// # Errors
+/// `Data` when the rectangle is empty or leaves the image.
+pub fn resize_cropped(image: &RgbImage, crop: [usize; 4], width: usize, height: usize) -> Result<RgbImage> {
+    let view = View::cropped(image, crop)?;
+    let whole = [0.0, 0.0, view.width as f32, view.height as f32];
+    Ok(resize(&view, whole, width.max(1), height.max(1)))
+}
+
+/// A rectangle of an image.
+struct View<'a> {
+    pixels: &'a [u8],
+    /// Bytes from a row to the next.
+    stride: usize,
+    width: usize,
+    height: usize,
+}
+
+impl<'a> View<'a> {
+    fn of(image: &'a RgbImage) -> View<'a> {
+        View { pixels: image.pixels(), stride: image.width() * 3, width: image.width(), height: image.height() }
     }
-    if vertical {
-        pixels = Cow::Owned(resize_columns(&pixels, width * 3, first, &rows));
+
+    fn cropped(image: &'a RgbImage, [x, y, width, height]: [usize; 4]) -> Result<View<'a>> {
+        image.check_crop([x, y, width, height])?;
+        let stride = image.width() * 3;
+        Ok(View { pixels: &image.pixels()[y * stride + x * 3..], stride, width, height })
     }
-    RgbImage { width, height, pixels: pixels.into_owned() }
+
+    fn row(&self, y: usize) -> &'a [u8] {
+        &self.pixels[y * self.stride..][..self.width * 3]
+    }
+}
+
+fn resize(view: &View<'_>, region: [f32; 4], width: usize, height: usize) -> RgbImage {
+    let [x0, y0, x1, y1] = region;
+    let passes = Passes {
+        columns: Kernel::new(view.width, x0, x1, width),
+        rows: Kernel::new(view.height, y0, y1, height),
+        horizontal: width != view.width || x0 != 0.0 || x1 != width as f32,
+        vertical: height != view.height || y0 != 0.0 || y1 != height as f32,
+    };
+    RgbImage { width, height, pixels: passes.run(view) }
+}
+
+/// The two passes of one resize. A pass that changes nothing is left out.
+struct Passes {
+    columns: Kernel,
+    rows: Kernel,
+    horizontal: bool,
+    vertical: bool,
+}
+
+impl Passes {
+    fn run(&self, view: &View<'_>) -> Vec<u8> {
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has the instructions
+            return unsafe { self.run_avx2(view) };
+        }
+        self.run_plain(view)
+    }
+
+    /// The same arithmetic on integers, compiled for wider registers: twice as fast.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn run_avx2(&self, view: &View<'_>) -> Vec<u8> {
+        self.run_plain(view)
+    }
+
+    #[inline(always)]
+    fn run_plain(&self, view: &View<'_>) -> Vec<u8> {
+        let needed = if self.vertical { self.rows.input_range() } else { 0..view.height };
+        let first = needed.start;
+        let mut pixels = Vec::new();
+        if self.horizontal {
+            let width = self.columns.bounds.len() * 3;
+            pixels.resize(needed.len() * width, 0);
+            // one byte more, since the pass reads pixels as four bytes
+            let mut line = vec![0; view.width * 3 + 1];
+            for (output, y) in pixels.chunks_exact_mut(width).zip(needed) {
+                line[..view.width * 3].copy_from_slice(view.row(y));
+                resize_row(&line, &self.columns, output);
+            }
+        } else {
+            pixels.reserve_exact(needed.len() * view.width * 3);
+            needed.for_each(|y| pixels.extend_from_slice(view.row(y)));
+        }
+        if self.vertical { resize_columns(&pixels, self.columns.bounds.len() * 3, first, &self.rows) } else { pixels }
+    }
 }
 
 /// For each output position the inputs that it reads and their weights.
@@ -137,34 +213,38 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-fn resize_rows(pixels: &[u8], stride: usize, kernel: &Kernel) -> Vec<u8> {
-    let mut output = Vec::with_capacity(pixels.len() / stride * kernel.bounds.len() * 3);
-    for row in pixels.chunks_exact(stride) {
-        for (first, weights) in kernel.outputs() {
-            let (mut red, mut green, mut blue) = (HALF, HALF, HALF);
-            for (pixel, &weight) in row[first * 3..(first + weights.len()) * 3].chunks_exact(3).zip(weights) {
-                red += i32::from(pixel[0]) * weight;
-                green += i32::from(pixel[1]) * weight;
-                blue += i32::from(pixel[2]) * weight;
-            }
-            output.extend([to_byte(red), to_byte(green), to_byte(blue)]);
-        }
-    }
-    output
-}
-
-/// `pixels` begin at input row `first`. Works a whole row at a time, so that the compiler can use vector instructions.
-fn resize_columns(pixels: &[u8], stride: usize, first: usize, kernel: &Kernel) -> Vec<u8> {
-    let mut output = Vec::with_capacity(stride * kernel.bounds.len());
-    let mut sums = vec![HALF; stride];
-    for (start, weights) in kernel.outputs() {
-        sums.fill(HALF);
-        for (row, &weight) in pixels[(start - first) * stride..].chunks_exact(stride).zip(weights) {
-            for (sum, &byte) in sums.iter_mut().zip(row) {
+/// `line` has one byte more than its pixels.
+#[inline(always)]
+fn resize_row(line: &[u8], kernel: &Kernel, output: &mut [u8]) {
+    for ((first, weights), pixel) in kernel.outputs().zip(output.chunks_exact_mut(3)) {
+        let inputs = &line[first * 3..(first + weights.len()) * 3 + 1];
+        let mut sums = [HALF; 4];
+        for (bytes, &weight) in inputs.windows(4).step_by(3).zip(weights) {
+            for (sum, &byte) in sums.iter_mut().zip(bytes) {
                 *sum += i32::from(byte) * weight;
             }
         }
-        output.extend(sums.iter().map(|&sum| to_byte(sum)));
+        let bytes = sums.map(to_byte);
+        pixel.copy_from_slice(&bytes[..3]);
+    }
+}
+
+/// `pixels` begin at input row `first`. Sums up a block of columns at a time, so that the sums stay in registers.
+#[inline(always)]
+fn resize_columns(pixels: &[u8], stride: usize, first: usize, kernel: &Kernel) -> Vec<u8> {
+    let mut output = vec![0; stride * kernel.bounds.len()];
+    for ((start, weights), row) in kernel.outputs().zip(output.chunks_exact_mut(stride)) {
+        let inputs = &pixels[(start - first) * stride..];
+        for (block, out) in row.chunks_mut(BLOCK).enumerate() {
+            let mut sums = [HALF; BLOCK];
+            for (line, &weight) in inputs.chunks_exact(stride).zip(weights) {
+                let bytes = &line[block * BLOCK..][..out.len()];
+                for (sum, &byte) in sums.iter_mut().zip(bytes) {
+                    *sum += i32::from(byte) * weight;
+                }
+            }
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = to_byte(sum));
+        }
     }
     output
 }
@@ -191,6 +271,28 @@ mod tests {
         assert_eq!(resize_bicubic(&image, 3, 2), image);
         let grey = RgbImage::new(5, 4, vec![77; 60]).unwrap();
         assert!(resize_bicubic(&grey, 17, 3).pixels().iter().all(|&v| v == 77));
+    }
+
+    #[test]
+    fn a_crop_is_cut_out_before_it_is_resized() {
+        let image = RgbImage::new(50, 40, (0..6000).map(|i| (i * 101 % 256) as u8).collect()).unwrap();
+        for [x, y, w, h] in [[0, 0, 50, 40], [3, 2, 47, 38], [7, 0, 20, 40], [49, 39, 1, 1], [10, 11, 16, 24]] {
+            let copied = resize_bicubic(&image.crop(x, y, w, h).unwrap(), 16, 24);
+            assert_eq!(resize_cropped(&image, [x, y, w, h], 16, 24).unwrap(), copied);
+        }
+        assert!(resize_cropped(&image, [1, 0, 50, 40], 8, 8).is_err());
+        assert!(resize_cropped(&image, [1, 0, 0, 40], 8, 8).is_err());
+    }
+
+    #[test]
+    fn wider_registers_give_the_same_bytes() {
+        let image = RgbImage::new(61, 53, (0..61 * 53 * 3).map(|i| (i * 97 % 256) as u8).collect()).unwrap();
+        for (width, height) in [(32, 32), (61, 20), (20, 53), (61, 53), (100, 90), (7, 1)] {
+            let columns = Kernel::new(61, 0.0, 61.0, width);
+            let rows = Kernel::new(53, 0.0, 53.0, height);
+            let passes = Passes { columns, rows, horizontal: width != 61, vertical: height != 53 };
+            assert!(passes.run(&View::of(&image)) == passes.run_plain(&View::of(&image)));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::config::job::Compute;
 use crate::error::{Error, Result};
+use crate::registry::ComputeRecord;
 use tch::{Cuda, Device};
 
 /// The device that a job's `compute` section asks for; sets the number of CPU threads of libtorch.
@@ -32,6 +33,16 @@ pub fn select(compute: &Compute) -> Result<Device> {
     Err(Error::engine(format!(
         "compute.device: {word} asks for a GPU, and this machine shows {count}; use auto or cpu"
     )))
+}
+
+/// What a run on `device` computes with, for its record; asked after [`select`], which sets the threads.
+#[must_use]
+pub fn record(device: Device) -> ComputeRecord {
+    ComputeRecord {
+        device: name(device),
+        libtorch: env!("MEDTUNE_LIBTORCH_VERSION").to_owned(),
+        threads: usize::try_from(tch::get_num_threads()).unwrap_or(0),
+    }
 }
 
 /// The device's name in records.

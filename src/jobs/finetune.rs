@@ -11,10 +11,13 @@ use crate::infer::{Encoder, check_vocabulary, device, model_config};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights;
 use crate::package::{ModelCard, Package, PackageSpec, package_files, write_package};
-use crate::registry::{AssetKind, folder_files};
+use crate::registry::{AssetKind, SeriesFolder, folder_files};
+use crate::train::checkpoint::{self, Checkpoints};
 use crate::train::evaluation::Evaluation;
 use crate::train::loader::Loader;
+use crate::train::precision::Mode;
 use crate::train::trainer::{BEST, Outcome, Training};
+use crate::train::watch::Watch;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -34,6 +37,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     let sets = read_sets(context, &config)?;
 
     let device = device::select(context.compute)?;
+    let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
     let mut sizes = model_config(&base)?;
     if let Some(rate) = config.drop_path_rate {
         sizes.image.drop_path_rate = rate;
@@ -49,13 +53,17 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         hflip: config.hflip,
         vflip: config.vflip,
         erase_probability: config.erase,
+        rotation: parameters.rotation,
+        auto_augment: config.auto_augment,
     };
     augmentation.validate().context(|| "the training configuration's AUG section")?;
+    let prompts = parameters.prompt_templates.texts();
     let loader = Loader {
         pairs: &sets.train,
         pixels: &pixels,
         augmentation: &augmentation,
-        prompts: &parameters.prompt_templates,
+            mixup: config.mixup.as_ref(),
+            prompts: &prompts,
         batch_size: config.batch_size,
         batches: Training::steps_per_epoch(&config, sets.train.len()) * (config.batch_total / config.batch_size),
         shuffle: config.shuffle,
@@ -72,14 +80,20 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     };
     let save_dir = context.folder("save_dir")?;
     super::write_json(&save_dir.join("training.json"), &json!({ "training": config, "parameters": parameters }))?;
+    let (store, scratch) = (context.store, context.folder("checkpoint")?);
+    let (run_id, step) = context.run;
     let training = Training {
         config: &config,
+        parameters,
+        mode,
         params: &mut params,
         encoder: &encoder,
         loader: &loader,
         evaluation: &evaluation,
         device,
         folder: &save_dir,
+        checkpoints: Checkpoints::new(store, context.continuation, parameters.keep_checkpoints, scratch),
+        watch: Watch::new(Some(SeriesFolder::new(store, run_id, step)?)),
     };
     let outcome = training.run()?;
     tracing::info!(
@@ -122,7 +136,7 @@ pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Res
 fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets> {
     let labels = Labels::read(context.path("label_file")?)?;
     let open = |images: &Path, texts: &Path| ImageTextPairs::open(images, texts, &labels);
-    let train = open(context.path("image_tsv")?, context.path("text_tsv")?)?;
+    let train = ImageTextPairs::open_training(context.path("image_tsv")?, context.path("text_tsv")?, &labels)?;
     let validation = open(context.path("eval_image_tsv")?, context.path("eval_text_tsv")?)?;
     let reference = match (context.optional_path("eval_train_image_tsv"), context.optional_path("eval_train_text_tsv"))
     {
@@ -135,6 +149,11 @@ fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets>
         }
     };
     train.require_every_class(&labels)?;
+    if reference.is_none() && config.eval_knn.is_some() {
+        train.class_ids().context(|| {
+            "kNN evaluation compares with the training set unless eval_train_image_tsv and eval_train_text_tsv are given"
+        })?;
+    }
     if train.len() < config.batch_total {
         return Err(Error::config(format!(
             "TRAIN.BATCH_SIZE_TOTAL: {} is more than the {} rows of '{}'",
@@ -175,7 +194,8 @@ fn package(
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "weights": "best",
         "training": lasting(outcome)?,
-        "prompt_templates": parameters.prompt_templates,
+        "prompt_templates": parameters.prompt_templates.texts(),
+        "prompt_preset": parameters.prompt_templates.name(),
         "seed": parameters.seed,
     });
     let metadata = models::metadata(&config.provenance, true);
@@ -204,7 +224,8 @@ fn package(
     let folder = context.scratch.join("package");
     write_package(&spec, &folder)?;
     let metrics = as_json(outcome)?;
-    let mut produced = Produced { metrics: metrics.clone(), ..Produced::default() };
+    let used_up = Some(checkpoint::folder(context.continuation));
+    let mut produced = Produced { metrics: metrics.clone(), used_up, ..Produced::default() };
     let artifact = |kind, files, description: &str| Artifact {
         kind,
         files,
@@ -232,6 +253,7 @@ fn lasting(outcome: &Outcome) -> Result<Value> {
     let mut value = as_json(outcome)?;
     if let Some(fields) = value.as_object_mut() {
         fields.shift_remove("data_wait_share");
+        fields.shift_remove("images_per_s");
     }
     Ok(value)
 }

@@ -7,6 +7,7 @@
 mod adapter;
 mod assemble;
 mod embed;
+mod estimate;
 mod evaluate;
 mod finetune;
 mod inputs;
@@ -17,6 +18,7 @@ mod prepare;
 mod runner;
 mod scratch;
 
+pub use estimate::{Estimate, Memory, ParameterCount, Steps, Time};
 pub use inputs::ResolvedInput;
 pub use runner::{Plan, RunOptions, plan, run};
 
@@ -25,6 +27,7 @@ use crate::config::parameters::Parameters;
 use crate::error::{Context, Error, Result};
 use crate::package::{Package, read_package, verify_package};
 use crate::registry::AssetKind;
+use crate::storage::Store;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
@@ -40,6 +43,12 @@ pub struct StepContext<'a> {
     pub compute: &'a Compute,
     /// When this step was first begun: repeating it writes the same times.
     pub begun: OffsetDateTime,
+    /// The store, for what a step keeps there while it runs; only the runner publishes.
+    pub store: &'a Store,
+    /// The run and the step, which name the folder of what can be watched.
+    pub run: (&'a str, &'a str),
+    /// Names what a later run of the same step may continue: equal for the same work, new for a rerun.
+    pub continuation: &'a str,
 }
 
 impl StepContext<'_> {
@@ -115,6 +124,8 @@ pub struct Produced {
     pub metrics: serde_json::Value,
     /// A table for the terminal, when there is something to say.
     pub summary: Option<String>,
+    /// A folder of the store that is of no use once the outputs are published.
+    pub used_up: Option<String>,
 }
 
 /// Runs one step.

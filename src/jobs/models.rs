@@ -82,7 +82,7 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
         return Ok((existing, false));
     }
     let params = init::random(&config, request.seed)?;
-    write_config(&checkpoints, &config)?;
+    write_config(&checkpoints, &config.to_yaml())?;
     let weights_name = "vision_model/model.safetensors";
     make(&checkpoints.join("vision_model"))?;
     weights::write(&checkpoints.join(weights_name), &params)?;
@@ -103,25 +103,36 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
     Ok((version, true))
 }
 
+/// A registered model, and how its weights fitted.
+#[derive(Debug, Clone)]
+pub struct Imported {
+    /// The version.
+    pub version: Version,
+    /// Whether something new was made.
+    pub new: bool,
+    /// What was found in the weights file; `None` for a package of medtune's, which is taken as it is.
+    pub report: Option<weights::Report>,
+}
+
 /// Registers a model package that somebody else made: a medtune package as it is, or the published MedImageInsight package,
-/// or a folder with `config.yaml`, `vision_model/` and `language_model/`. Older parameter names are translated.
+/// or a folder with `config.yaml`, `vision_model/` and `language_model/`. Older parameter names are translated, and a flat
+/// PyTorch state dict becomes safetensors. The version's metadata and the package's provenance keep the report.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
-pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version, bool)> {
+pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<Imported> {
     fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
         let package = crate::package::read_package(folder)?;
         let owner = format!("import/{}", package.digest);
         let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
-        return match existing {
-            Some(version) => Ok((version, false)),
-            None => {
-                let files = (package_files(folder)?, package.config.task);
-                Ok((publish_files(store, name, files, owner, "imported package")?, true))
-            }
-        };
+        if let Some(version) = existing {
+            return Ok(Imported { version, new: false, report: None });
+        }
+        let files = (package_files(folder)?, json!({ "task": package.config.task }));
+        let version = publish_files(store, name, files, owner, "imported package")?;
+        return Ok(Imported { version, new: true, report: None });
     }
     let source = ["artifacts/checkpoints", "checkpoints", ""]
         .iter()
@@ -142,29 +153,34 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
         config.text.vocab_size = rows;
     }
     check_vocabulary(&tokenizer, &config)?;
-    let params = weights::read(&weights_file, &config)?;
+    let (params, report) = weights::import(&weights_file, &config)?;
 
     let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
     let checkpoints = scratch.path().join("checkpoints");
     tokenizer.save(&make(&checkpoints.join(TOKENIZER))?, config.text.context_length)?;
-    write_config(&checkpoints, &config)?;
+    let mut kept = completed(&yaml, config.to_yaml());
+    kept["LANG_ENCODER"]["VOCAB_SIZE"] = config.text.vocab_size.into();
+    write_config(&checkpoints, &kept)?;
     make(&checkpoints.join("vision_model"))?;
-    let file_name = weights_file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let weights_name = format!("vision_model/{file_name}");
+    let weights_name = format!("vision_model/{}", weights_name(&weights_file, &report));
     weights::write(&checkpoints.join(&weights_name), &params)?;
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
     let vocabulary = crate::storage::sha256_file(&checkpoints.join(TOKENIZER).join("tokenizer.json"))?.sha256;
     let settings = serde_yaml_ng::to_string(&yaml).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
     let identity = format!("{digest} {vocabulary} {CODE_VERSION} {settings}");
     let owner = format!("import/{}", sha256_hex(identity.as_bytes()));
-    if let Some(existing) = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner) {
-        return Ok((existing, false));
+    let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
+    if let Some(version) = existing {
+        return Ok(Imported { version, new: false, report: Some(report) });
     }
     let pixels = pixel_contract(&yaml, &config, &origin)?;
     let package = embedding_config(
         &weights_name,
         pixels,
-        json!({ "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight" }),
+        json!({
+            "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight",
+            "weights_report": report,
+        }),
     );
     let card = ModelCard {
         title: name.to_owned(),
@@ -173,7 +189,13 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<(Version
         ..ModelCard::default()
     };
     let version = register(store, &scratch.path().join("package"), (&checkpoints, package, card), name, owner)?;
-    Ok((version, true))
+    Ok(Imported { version, new: true, report: Some(report) })
+}
+
+/// The weights' file name in the new package: the same, unless the content changed its format.
+fn weights_name(file: &Path, report: &weights::Report) -> String {
+    let name = |part: Option<&std::ffi::OsStr>| part.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    if report.format == weights::SAFETENSORS { name(file.file_name()) } else { name(file.file_stem()) + ".safetensors" }
 }
 
 fn register(
@@ -184,15 +206,19 @@ fn register(
     owner: String,
 ) -> Result<Version> {
     let metadata = metadata(&config.provenance, false);
+    let mut facts = json!({ "task": Task::Embeddings });
+    if let Some(report) = config.provenance.get("weights_report") {
+        facts["weights_report"] = report.clone();
+    }
     let spec = PackageSpec { checkpoints, config, metadata, card, example_image: example_image()? };
     write_package(&spec, folder)?;
-    publish_files(store, name, (package_files(folder)?, Task::Embeddings), owner, "embedding model")
+    publish_files(store, name, (package_files(folder)?, facts), owner, "embedding model")
 }
 
 fn publish_files(
     store: &Store,
     name: &str,
-    (files, task): (Vec<(String, PathBuf)>, Task),
+    (files, metadata): (Vec<(String, PathBuf)>, Value),
     owner: String,
     description: &str,
 ) -> Result<Version> {
@@ -207,7 +233,7 @@ fn publish_files(
             files,
             owner,
             lineage,
-            metadata: json!({ "task": task }),
+            metadata,
         },
     )
 }
@@ -248,9 +274,25 @@ fn pixel_contract(yaml: &serde_yaml_ng::Value, config: &ModelConfig, origin: &st
     Ok(pixels)
 }
 
-fn write_config(checkpoints: &Path, config: &ModelConfig) -> Result<()> {
-    let text =
-        serde_yaml_ng::to_string(&config.to_yaml()).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
+/// Keeps what the other's configuration says, so that the code it was written for reads it, and adds the sizes that it
+/// leaves to defaults.
+fn completed(theirs: &serde_yaml_ng::Value, ours: serde_yaml_ng::Value) -> serde_yaml_ng::Value {
+    use serde_yaml_ng::Value::Mapping;
+    match (theirs, ours) {
+        (Mapping(theirs), Mapping(ours)) => {
+            let mut both = theirs.clone();
+            for (key, value) in ours {
+                let value = theirs.get(&key).map_or(value.clone(), |found| completed(found, value));
+                both.insert(key, value);
+            }
+            Mapping(both)
+        }
+        (theirs, _) => theirs.clone(),
+    }
+}
+
+fn write_config(checkpoints: &Path, config: &serde_yaml_ng::Value) -> Result<()> {
+    let text = serde_yaml_ng::to_string(config).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
     parse_yaml(&text, MODEL_CONFIG_FILE)?;
     let path = checkpoints.join(MODEL_CONFIG_FILE);
     fs::write(&path, text).map_err(|e| Error::io("write", &path, e))

@@ -8,6 +8,7 @@
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 
+use super::estimate::{self, Estimate};
 use super::inputs::{self, Pins, ResolvedInput};
 use super::models::first_time;
 use super::scratch::Scratch;
@@ -15,7 +16,8 @@ use super::{Produced, StepContext, execute};
 use crate::CODE_VERSION;
 use crate::config::job::{Job, Step, Work, dependencies, order};
 use crate::config::kinds::Kind;
-use crate::error::{Context, Error, Result};
+use crate::config::parameters::Parameters;
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
 use crate::registry::{
     CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, StepCache, StepRecord,
@@ -48,6 +50,9 @@ pub struct Plan {
     pub action: String,
     /// The names its outputs get.
     pub outputs: BTreeMap<String, String>,
+    /// What a Finetune step that would be run will take, when its inputs are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
 }
 
 type Made = BTreeMap<String, BTreeMap<String, Version>>;
@@ -64,6 +69,7 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
     for index in run_order(job)? {
         let (name, step) = &steps[index];
         let ready = dependencies(step).all(|d| made.contains_key(d));
+        let mut estimate = None;
         let action = if ready {
             let resolved = inputs::resolve(store, job, step, (&made, &mut pins)).context(|| format!("step {name}"))?;
             let fingerprint = fingerprint(job, name, step, &resolved);
@@ -72,14 +78,20 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
                     made.insert(name.clone(), outputs);
                     "unchanged"
                 }
-                None => "run",
+                None => {
+                    if let Parameters::Finetune(parameters) = &step.parameters {
+                        let found = estimate::of_finetune(&resolved, parameters, &job.compute);
+                        estimate = Some(found.context(|| format!("step {name}"))?);
+                    }
+                    "run"
+                }
             }
         } else {
             "unknown"
         };
         let outputs = step.kind.outputs().iter().map(|p| (p.name.to_owned(), job.output_name(name, step, p.name)));
         let (kind, action) = (step.kind.name().to_owned(), action.to_owned());
-        plans.push(Plan { step: name.clone(), kind, action, outputs: outputs.collect() });
+        plans.push(Plan { step: name.clone(), kind, action, outputs: outputs.collect(), estimate });
     }
     Ok(plans)
 }
@@ -117,13 +129,20 @@ impl Runner<'_> {
         let computes = |k: Kind| matches!(k, Kind::Finetune | Kind::Embed | Kind::Adapter | Kind::Assemble);
         if self.job.steps().iter().any(|(_, s)| computes(s.kind)) {
             let device = device::select(&self.job.compute)?;
-            tracing::info!(device = %device::name(device), "computing");
+            let compute = device::record(device);
+            tracing::info!(
+                device = compute.device,
+                libtorch = compute.libtorch,
+                threads = compute.threads,
+                "computing"
+            );
+            self.record.compute = Some(compute);
         }
         limit_threads(self.job.compute.threads);
         self.record.save(self.store)?;
         let root = self.options.work_folder.clone().unwrap_or_else(std::env::temp_dir);
         let scratch = Scratch::create(&root)?;
-        let keep_going = matches!(&self.job.work, Work::Pipeline { continue_on_step_failure: true, .. });
+        let mut keep_going = matches!(&self.job.work, Work::Pipeline { continue_on_step_failure: true, .. });
         let steps = self.job.steps();
         let mut first_error: Option<Error> = None;
         for index in run_order(self.job)? {
@@ -138,7 +157,9 @@ impl Runner<'_> {
             if let Err(error) = self.one(name, step, &scratch) {
                 let error = if steps.len() > 1 { error.context(format!("step {name}")) } else { error };
                 tracing::error!(step = %name, "{error}");
+                let stopped = error.kind() == ErrorKind::Preempted;
                 first_error.get_or_insert(error);
+                keep_going &= !stopped;
             }
         }
         match first_error {
@@ -216,11 +237,18 @@ impl Runner<'_> {
         }
         tracing::info!(step = %name, kind = %step.kind, "started");
         let folder = scratch.step(name)?;
+        // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
+        let owner =
+            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.clone() };
+        let continuation = sha256_hex(owner.as_bytes());
         let context = StepContext {
             inputs: &inputs,
             scratch: &folder,
             compute: &self.job.compute,
-            begun: self.begun(&fingerprint)?,
+            begun: first_time(self.store, &owner)?,
+            store: self.store,
+            run: (&self.record.run_id, name),
+            continuation: &continuation,
         };
         let produced = execute(&context, &step.parameters)?;
         let lineage = Lineage {
@@ -231,7 +259,8 @@ impl Runner<'_> {
         };
         let summary = produced.summary.clone();
         record.metrics = produced.metrics.clone();
-        let outputs = self.publish(name, step, produced, (&fingerprint, lineage))?;
+        let used_up = produced.used_up.clone();
+        let outputs = self.publish(name, step, produced, (&owner, lineage))?;
         let references = outputs.iter().map(|(n, v)| (n.clone(), v.reference())).collect();
         let cached = CachedStep {
             fingerprint,
@@ -240,16 +269,14 @@ impl Runner<'_> {
             metrics: record.metrics.clone(),
         };
         StepCache::put(self.store, &cached)?;
+        if let Some(folder) = used_up
+            && let Err(error) = self.store.delete_folder(&folder)
+        {
+            tracing::warn!(%folder, %error, "what the step no longer needs could not be removed");
+        }
         record.status = StepStatus::Succeeded;
         self.keep(name, outputs, record);
         Ok(summary)
-    }
-
-    /// A rerun has a time of its own; otherwise the step's first attempt decides.
-    fn begun(&self, fingerprint: &str) -> Result<time::OffsetDateTime> {
-        let identity =
-            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
-        first_time(self.store, &identity)
     }
 
     fn keep(&mut self, name: &str, outputs: BTreeMap<String, Version>, record: &mut StepRecord) {
@@ -262,16 +289,13 @@ impl Runner<'_> {
         name: &str,
         step: &Step,
         produced: Produced,
-        (fingerprint, lineage): (&str, Lineage),
+        (owner, lineage): (&str, Lineage),
     ) -> Result<BTreeMap<String, Version>> {
         let mut outputs = BTreeMap::new();
         let missing = step.kind.outputs().iter().find(|p| !produced.outputs.contains_key(p.name));
         if let Some(port) = missing {
             return Err(Error::internal(format!("{} made no output '{}'", step.kind, port.name)));
         }
-        // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
-        let owner =
-            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.to_owned() };
         let mut names = Vec::new();
         let mut versions = Vec::new();
         for (output, artifact) in produced.outputs {

@@ -4,12 +4,14 @@
 //! with B images or texts, H and W the current grid, C channels, L tokens.
 
 pub mod adapter;
+mod archive;
 pub mod config;
 pub mod davit;
 pub mod droppath;
 pub mod init;
 pub mod layers;
 pub mod params;
+mod state_dict;
 pub mod text;
 pub mod tokenizer;
 pub mod unicl;

@@ -1,18 +1,20 @@
 //! Weights on disk: safetensors under the upstream names. The only place that knows other names.
 //!
-//! Files are memory-mapped, so that weights are never in memory twice. Nothing is ever unpickled: a PyTorch `.pt` file that
-//! is not safetensors is refused.
+//! Guarantees: files are memory-mapped and weights are never in memory twice. A model is loaded whole or not at all: what is
+//! missing, unexpected or of another shape is found from the file's header, before a number is read. Packages hold
+//! safetensors; flat PyTorch state dicts are read by [`import`] alone, and nothing is ever unpickled.
 
+use super::archive::{Archive, Format};
 use super::config::ModelConfig;
 use super::init::expected;
 use super::params::Params;
+use super::state_dict::Entry;
 use super::{TchResult, engine};
 use crate::error::{Error, Result};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, View};
+use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -26,41 +28,78 @@ const PARTS: [(&str, &str); 4] = [
     (".cpe.1.proj.", ".conv2.fn.dw."),
 ];
 
+/// The format that packages hold.
+pub const SAFETENSORS: &str = "safetensors";
+
+/// How a weights file fitted the model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// [`SAFETENSORS`] or `PyTorch state dict`.
+    pub format: &'static str,
+    /// Tensors in the file.
+    pub tensors: usize,
+    /// Numbers in them.
+    pub numbers: usize,
+    /// Tensors with a name of older checkpoints, or with `module.` in front.
+    pub renamed: usize,
+    /// Parameters of the model that the file lacks: none when it was loaded.
+    pub missing: Vec<String>,
+    /// Tensors of the file that the model does not have: none when it was loaded.
+    pub unexpected: Vec<String>,
+    /// Parameters that were brought into another shape, with both shapes.
+    pub reshaped: Vec<String>,
+    /// Tensors that were f16 or bf16 and are f32 now.
+    pub widened: usize,
+}
+
+impl Report {
+    /// One line for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut text = format!(
+            "weights: {} tensors, {:.1} million numbers ({}); 0 missing, 0 unexpected, {} reshaped, {} renamed from older names, {} widened to f32",
+            self.tensors,
+            self.numbers as f64 / 1e6,
+            self.format,
+            self.reshaped.len(),
+            self.renamed,
+            self.widened
+        );
+        if !self.reshaped.is_empty() {
+            text += &format!("; {}", few("reshaped", &self.reshaped));
+        }
+        text
+    }
+}
+
 /// Reads every tensor of a safetensors file as f32 on the CPU, names as they are in the file.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Package`] for a file that is no safetensors or holds other number types than f32, f16, bf16.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    // SAFETY: the map is read-only and private to this call; packages are immutable once published.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-    let tensors = parse(&map, path)?;
-    tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor_of(name, &view, path)?))).collect()
+    let archive = Archive::open(path, false)?;
+    archive.entries.iter().map(|entry| Ok((entry.name.clone(), archive.load(entry)?))).collect()
 }
 
-fn parse<'a>(map: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(map).map_err(|e| {
-        let pickled = map.starts_with(b"PK") || map.starts_with(&[0x80]);
-        let hint = if pickled { " (a pickled PyTorch file: save it as safetensors first)" } else { "" };
-        Error::package(format!("'{}' is not a complete safetensors file{hint}", path.display())).with_source(e)
-    })
-}
-
-/// A stored tensor as f32 on the CPU.
-fn tensor_of(name: &str, view: &TensorView<'_>, path: &Path) -> Result<Tensor> {
-    let kind = match view.dtype() {
-        Dtype::F32 => Kind::Float,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        other => {
-            let file = path.display();
-            return Err(Error::package(format!(
-                "'{file}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16"
-            )));
+/// Copies tensors of a safetensors file into `targets` of the same names, one at a time; others in the file are left out.
+///
+/// # Errors
+/// [`crate::ErrorKind::Package`] when one is missing or of another shape, or the file is damaged.
+pub fn load_into(path: &Path, targets: Vec<(String, Tensor)>) -> Result<()> {
+    let archive = Archive::open(path, false)?;
+    let entries: HashMap<&str, &Entry> = archive.entries.iter().map(|e| (e.name.as_str(), e)).collect();
+    for (name, mut target) in targets {
+        let file = path.display();
+        let entry = entries.get(name.as_str()).ok_or_else(|| Error::package(format!("'{file}' lacks '{name}'")))?;
+        let need = target.size();
+        if entry.shape != need {
+            let have = &entry.shape;
+            return Err(Error::package(format!("'{file}': '{name}' has shape {have:?} instead of {need:?}")));
         }
-    };
-    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-    Tensor::f_from_data_size(view.data(), &shape, kind).and_then(|t| t.f_to_kind(Kind::Float)).map_err(engine)
+        let source = archive.load(entry)?;
+        tch::no_grad(|| target.f_copy_(&source)).map_err(engine)?;
+    }
+    Ok(())
 }
 
 /// Reads one parameter by its present name.
@@ -68,14 +107,9 @@ fn tensor_of(name: &str, view: &TensorView<'_>, path: &Path) -> Result<Tensor> {
 /// # Errors
 /// [`crate::ErrorKind::Package`] when the file is damaged or lacks it.
 pub fn read_tensor(path: &Path, name: &str) -> Result<Tensor> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    // SAFETY: the map is read-only and private to this call; packages are immutable once published.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-    let tensors = parse(&map, path)?;
-    let view = tensors
-        .tensor(name)
-        .map_err(|e| Error::package(format!("'{}' lacks '{name}'", path.display())).with_source(e))?;
-    tensor_of(name, &view, path)
+    let archive = Archive::open(path, false)?;
+    let entry = archive.entries.iter().find(|e| e.name == name);
+    archive.load(entry.ok_or_else(|| Error::package(format!("'{}' lacks '{name}'", path.display())))?)
 }
 
 /// Reads a UniCL model's weights: older names translated, a positional embedding of another length resampled, and nothing
@@ -84,48 +118,92 @@ pub fn read_tensor(path: &Path, name: &str) -> Result<Tensor> {
 /// # Errors
 /// [`crate::ErrorKind::Package`] listing what does not fit.
 pub fn read(path: &Path, config: &ModelConfig) -> Result<Params> {
-    let mut found: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (name, tensor) in read_tensors(path)? {
-        found.insert(translate(&name), tensor);
+    load(&Archive::open(path, false)?, path, config).map(|(params, _)| params)
+}
+
+/// As [`read`], of files that others made: flat PyTorch state dicts too. Says how the file fitted.
+///
+/// # Errors
+/// As [`read`]; also for a pickled file that is anything but a flat state dict.
+pub fn import(path: &Path, config: &ModelConfig) -> Result<(Params, Report)> {
+    load(&Archive::open(path, true)?, path, config)
+}
+
+fn load(archive: &Archive, path: &Path, config: &ModelConfig) -> Result<(Params, Report)> {
+    let mut found: BTreeMap<String, &Entry> = BTreeMap::new();
+    let (mut twice, mut renamed, mut numbers) = (Vec::new(), 0, 0);
+    for entry in &archive.entries {
+        let name = translate(&entry.name);
+        renamed += usize::from(name != entry.name);
+        numbers += entry.shape.iter().product::<i64>() as usize;
+        if let Some(other) = found.insert(name, entry) {
+            twice.push(format!("{} and {}", other.name, entry.name));
+        }
     }
-    if let Some(positions) = found.get_mut("lang_encoder.positional_embedding") {
-        *positions = resample(positions, config.text.context_length).map_err(engine)?;
-    }
-    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
-    let mut params = Params::default();
+    let (mut missing, mut misshapen, mut reshaped) = (Vec::new(), Vec::new(), Vec::new());
+    let mut planned = Vec::new();
     for (name, shape, _) in expected(config) {
         match found.remove(&name) {
             None => missing.push(name),
-            Some(tensor) if tensor.size() != shape => {
-                misshapen.push(format!("{name} {:?} instead of {shape:?}", tensor.size()))
+            Some(entry) if entry.shape == shape => planned.push((name, shape, entry)),
+            Some(entry) if bends(&name, &entry.shape, &shape) => {
+                reshaped.push(format!("{name} {:?} to {shape:?}", entry.shape));
+                planned.push((name, shape, entry));
             }
-            Some(tensor) => params.insert(name, tensor),
+            Some(entry) => misshapen.push(format!("{name} {:?} instead of {shape:?}", entry.shape)),
         }
     }
-    let unexpected: Vec<String> = found.into_keys().collect();
-    let parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)];
+    let unexpected: Vec<String> = found.into_values().map(|e| e.name.clone()).collect();
+    let parts = [
+        ("missing", &missing),
+        ("unexpected", &unexpected),
+        ("of another shape", &misshapen),
+        ("under two names", &twice),
+    ];
     let faults: Vec<String> =
         parts.iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| few(what, list)).collect();
-    if faults.is_empty() {
-        return Ok(params);
+    if !faults.is_empty() {
+        let file = path.display();
+        return Err(Error::package(format!("'{file}' does not fit the package's config.yaml: {}", faults.join("; "))));
     }
-    let file = path.display();
-    Err(Error::package(format!("'{file}' does not fit the package's config.yaml: {}", faults.join("; "))))
+    planned.sort_by_key(|(_, _, entry)| entry.start);
+    let mut params = Params::default();
+    for (name, shape, entry) in planned {
+        let tensor = archive.load(entry)?;
+        params.insert(name, if entry.shape == shape { tensor } else { bend(&tensor, &shape).map_err(engine)? });
+    }
+    let format = match archive.format {
+        Format::Safetensors => SAFETENSORS,
+        Format::StateDict => "PyTorch state dict",
+    };
+    let (tensors, widened) = (archive.entries.len(), archive.entries.iter().filter(|e| e.dtype != Dtype::F32).count());
+    Ok((params, Report { format, tensors, numbers, renamed, missing, unexpected, reshaped, widened }))
 }
 
 /// How many rows a parameter has in a file, by its present name; `None` when it is not there. Reads the header only.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Package`] for a file that is no safetensors.
+/// [`crate::ErrorKind::Package`] for a file that holds no tensors.
 pub fn rows(path: &Path, name: &str) -> Result<Option<i64>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    // SAFETY: the map is read-only and private to this call.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-    let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
-        Error::package(format!("'{}' is not a complete safetensors file", path.display())).with_source(e)
-    })?;
-    let found = metadata.tensors().into_iter().find(|(n, _)| translate(n) == name);
-    Ok(found.and_then(|(_, info)| info.shape.first().map(|&n| n as i64)))
+    let archive = Archive::open(path, true)?;
+    let found = archive.entries.iter().find(|e| translate(&e.name) == name);
+    Ok(found.and_then(|entry| entry.shape.first().copied()))
+}
+
+/// Whether a tensor of shape `have` can take the place of one of shape `want`: dimensions of 1 more or less, or positions
+/// of another number.
+fn bends(name: &str, have: &[i64], want: &[i64]) -> bool {
+    let full = |shape: &[i64]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+    let positions = name == "lang_encoder.positional_embedding";
+    full(have) == full(want) || (positions && have.len() == 2 && have[0] > 0 && have[1] == want[1])
+}
+
+/// The tensor in a shape that [`bends`] allows.
+fn bend(tensor: &Tensor, want: &[i64]) -> TchResult<Tensor> {
+    if tensor.numel() as i64 == want.iter().product::<i64>() {
+        return tensor.f_reshape(want);
+    }
+    resample(tensor, want[0])
 }
 
 fn few(what: &str, list: &[String]) -> String {
@@ -170,9 +248,6 @@ fn translate(name: &str) -> String {
 
 /// Linear interpolation over positions, both ends kept; [L, C] to [length, C].
 fn resample(positions: &Tensor, length: i64) -> TchResult<Tensor> {
-    if positions.dim() != 2 || positions.size()[0] == length {
-        return Ok(positions.shallow_clone());
-    }
     positions
         .f_transpose(0, 1)?
         .f_unsqueeze(0)?
@@ -291,12 +366,15 @@ mod tests {
         assert!(text.contains("missing: lang_encoder.resblocks.2") && text.contains("image_projection"), "{text}");
         std::fs::write(&path, b"PK\x03\x04 and so on").unwrap();
         assert!(read(&path, &other).unwrap_err().to_string().contains("safetensors"));
+        write_tensors(&path, params.iter().chain(params.iter().take(1).map(|(_, t)| ("module.image_projection", t))))
+            .unwrap();
+        assert!(read(&path, &small()).unwrap_err().to_string().contains("1 under two names: image_projection and"));
     }
 
     #[test]
     fn a_positional_embedding_is_resampled_linearly() {
         let positions = Tensor::from_slice(&[0f32, 2.0, 4.0]).view([3, 1]);
-        let longer = Vec::<f32>::try_from(resample(&positions, 5).unwrap().view(-1)).unwrap();
+        let longer = Vec::<f32>::try_from(bend(&positions, &[5, 1]).unwrap().view(-1)).unwrap();
         assert_eq!(longer, [0.0, 1.0, 2.0, 3.0, 4.0]);
     }
 }

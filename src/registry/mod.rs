@@ -17,6 +17,7 @@
 //! registry/{data,models}/NAME/<10 digits>.claim.json reserves a number for an owner
 //! registry/{data,models}/NAME/<10 digits>.json       the manifest
 //! runs/<run id>/run.json                             the record of a run
+//! runs/<run id>/<step>/...                           what can be watched while a step runs: see [`Series`]
 //! cache/steps/<fingerprint>.json                     what a finished step made
 //! ```
 
@@ -26,6 +27,7 @@ mod publish;
 mod read;
 mod reference;
 mod runs;
+mod series;
 mod steps;
 mod version;
 
@@ -34,8 +36,10 @@ pub use publish::{publish, publish_all};
 pub use read::{get, list_names, list_versions, open_local};
 pub use reference::{Reference, Selector};
 pub use runs::{
-    ErrorRecord, HostInfo, InputRecord, OutputRecord, RunRecord, RunStatus, StepRecord, StepStatus, new_run_id,
+    ComputeRecord, ErrorRecord, HostInfo, InputRecord, OutputRecord, RunRecord, RunStatus, StepRecord, StepStatus,
+    new_run_id,
 };
+pub use series::{Earlier, Series, SeriesFolder, series_folders};
 pub use steps::{CachedStep, StepCache};
 pub use version::{AssetKind, FileEntry, Lineage, NewVersion, Version, check_name};
 

@@ -124,6 +124,17 @@ impl HostInfo {
     }
 }
 
+/// What a run computed with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComputeRecord {
+    /// The device, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// The version of libtorch, such as `2.11.0+cpu`.
+    pub libtorch: String,
+    /// How many CPU threads libtorch uses for one operation.
+    pub threads: usize,
+}
+
 /// One step of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -207,6 +218,9 @@ pub struct RunRecord {
     pub steps: Vec<StepRecord>,
     /// Where it ran.
     pub host: HostInfo,
+    /// What it computed with; `None` for a run without a step that computes, and in records of older programs.
+    #[serde(default)]
+    pub compute: Option<ComputeRecord>,
 }
 
 impl RunRecord {
@@ -232,6 +246,7 @@ impl RunRecord {
             exit_code: None,
             steps: Vec::new(),
             host: HostInfo::current(),
+            compute: None,
         }
     }
 
@@ -341,7 +356,11 @@ mod tests {
             assert_eq!(RunRecord::load(&store, id).unwrap(), record);
         }
         store.put("runs/broken/run.json", b"{".to_vec()).unwrap();
+        // what lies beside the records is none
         store.put("runs/x/steps/run.json", b"{}".to_vec()).unwrap();
+        for file in ["metrics.jsonl", "events.out.tfevents.1.medtune", "run.json"] {
+            store.put(&format!("runs/{}/finetune/{file}", ids[0]), b"{}".to_vec()).unwrap();
+        }
         let listed = RunRecord::list(&store).unwrap();
         assert_eq!(listed.iter().map(|r| r.run_id.as_str()).collect::<Vec<_>>(), [ids[2], ids[0], ids[1]]);
         let value = serde_json::to_value(&listed[0]).unwrap();
@@ -353,6 +372,19 @@ mod tests {
         assert_eq!(error.kind(), crate::ErrorKind::NotFound);
         assert!(error.to_string().contains(ids[1]), "{error}");
         assert_eq!(RunRecord::load(&store, "../x").unwrap_err().kind(), crate::ErrorKind::Config);
+    }
+
+    #[test]
+    fn records_from_before_compute_was_kept_are_read() {
+        let store = Store::in_memory();
+        let mut record = RunRecord::start("old", "job", "Embed", Value::Null);
+        let mut value = serde_json::to_value(&record).unwrap();
+        value.as_object_mut().unwrap().remove("compute").unwrap();
+        store.put("runs/old/run.json", value.to_string().into_bytes()).unwrap();
+        assert_eq!(RunRecord::load(&store, "old").unwrap(), record);
+        record.compute = Some(ComputeRecord { device: "cpu".into(), libtorch: "2.11.0+cpu".into(), threads: 2 });
+        record.save(&store).unwrap();
+        assert_eq!(RunRecord::load(&store, "old").unwrap(), record);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One store: put, get, list, and the create-if-absent that publishing rests on.
 //!
 //! Guarantees:
-//! - **An object is visible whole or not at all.** Readers never see part of a write, also when the writer is killed.
+//! - **An object is visible whole or not at all.** Readers never see part of a write, also when the writer is killed. Only
+//!   what is written with [`Store::grow`] may end in a part.
 //! - **[`Store::create_exact`] has one winner** among all processes that race for a key, and a writer whose
 //!   acknowledgement was lost still learns that it won. It is the only commit of this crate.
 //! - **A file is verified when it is fetched:** [`Store::download`] compares size and SHA-256 before the file gets its
@@ -20,6 +21,7 @@ mod digest;
 mod fault_kind;
 #[cfg(test)]
 mod faults;
+mod grow;
 mod key;
 mod lock;
 mod transfer;

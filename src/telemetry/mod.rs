@@ -5,11 +5,13 @@
 
 mod progress;
 pub mod stop;
+pub mod tfevents;
 
-pub use progress::{Progress, duration};
+pub use progress::{Measures, Progress, duration};
 
 use crate::error::{Error, Result};
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -20,6 +22,13 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// The format of the log; text as long as nothing was started.
+fn format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or_default()
 }
 
 /// Starts logging; a second call changes nothing. `level` is a filter such as `info` or `medtune=debug`.
@@ -33,12 +42,13 @@ pub fn init(format: LogFormat, level: &str) -> Result<()> {
         ))
         .with_source(e)
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(progress::AboveBars::default);
+    // only a second initialisation fails, here and below, and then the first one serves
+    FORMAT.set(format).ok();
     let started = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).compact().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
-    // only a second initialisation fails, and then the first one serves
     drop(started);
     Ok(())
 }

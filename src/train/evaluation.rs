@@ -4,7 +4,7 @@ use crate::data::{ImageTextPairs, Labels};
 use crate::error::{Context, Error, Result};
 use crate::evaluation::{Bank, Scores, knn_scores};
 use crate::infer::{Encoder, zero_shot_logits};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// What is evaluated and how.
@@ -27,7 +27,7 @@ pub struct Evaluation<'a> {
 }
 
 /// Accuracies on the validation set.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Accuracies {
     /// By label text.
     pub zero_shot: Option<f64>,
@@ -54,7 +54,7 @@ impl Evaluation<'_> {
     /// [`crate::ErrorKind::Data`] naming the image that cannot be read; [`crate::ErrorKind::Engine`].
     pub fn run(&self, encoder: &Encoder) -> Result<Accuracies> {
         let images = encode(encoder, self.validation, self.batch_size)?;
-        let truth: Vec<usize> = classes(self.validation);
+        let truth: Vec<usize> = classes(self.validation)?;
         let (dim, count) = (encoder.dim(), self.labels.len());
         let zero_shot = if self.zero_shot {
             let texts = encoder.class_embeddings(self.labels, self.text_template)?;
@@ -67,7 +67,7 @@ impl Evaluation<'_> {
             Some(k) => {
                 let reference = encode(encoder, self.reference, self.batch_size)?;
                 let (bank, queries) = (Bank::new(&reference, dim)?, Bank::new(&images, dim)?);
-                let scores = knn_scores(&bank, &classes(self.reference), &queries, count, k)?;
+                let scores = knn_scores(&bank, &classes(self.reference)?, &queries, count, k)?;
                 Some(accuracy(&scores, &truth))
             }
             None => None,
@@ -76,8 +76,10 @@ impl Evaluation<'_> {
     }
 }
 
-fn classes(pairs: &ImageTextPairs) -> Vec<usize> {
-    pairs.class_ids().into_iter().map(|c| c as usize).collect()
+/// # Errors
+/// [`crate::ErrorKind::Data`] naming a row that has no class.
+fn classes(pairs: &ImageTextPairs) -> Result<Vec<usize>> {
+    Ok(pairs.class_ids()?.into_iter().map(|c| c as usize).collect())
 }
 
 fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
@@ -88,6 +90,10 @@ fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
 fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize) -> Result<Vec<f32>> {
     let mut out = Vec::with_capacity(pairs.len() * encoder.dim());
     for start in (0..pairs.len()).step_by(batch_size) {
+        // an evaluation can take long; whoever asked to stop does not wait for it
+        if let Some(signal) = crate::telemetry::stop::requested() {
+            return Err(Error::new(crate::ErrorKind::Preempted, format!("{signal} during an evaluation")));
+        }
         let rows = start..(start + batch_size).min(pairs.len());
         let images = rows
             .map(|row| pairs.image(row).map(|(key, bytes)| (pairs.locate(row, &key), bytes)))

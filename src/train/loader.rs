@@ -2,9 +2,10 @@
 //!
 //! Guarantee: what a batch holds depends only on the seed, the epoch and the rows, not on how many threads load it.
 
+use crate::config::training::Mixup;
 use crate::data::ImageTextPairs;
 use crate::error::{Context, Result};
-use crate::imaging::{Augmentation, PixelContract, SampleRng, load_training};
+use crate::imaging::{Augmentation, Mix, PixelContract, SampleRng, load_training};
 use rayon::prelude::*;
 use std::sync::mpsc::{Receiver, SyncSender};
 
@@ -22,6 +23,9 @@ pub struct Batch {
     pub pixels: Vec<f32>,
     /// The text of each image.
     pub texts: Vec<String>,
+    /// The share of its own image and label in each row, when the batch is mixed: row i holds this much of its own and the
+    /// rest of row B - 1 - i.
+    pub mix: Option<f64>,
 }
 
 /// What the loader needs to know.
@@ -33,6 +37,8 @@ pub struct Loader<'a> {
     pub pixels: &'a PixelContract,
     /// What is varied.
     pub augmentation: &'a Augmentation,
+    /// How batches are mixed, if they are.
+    pub mixup: Option<&'a Mixup>,
     /// Templates with `{}` for the label text.
     pub prompts: &'a [String],
     /// Rows a micro-batch.
@@ -57,17 +63,20 @@ impl Loader<'_> {
         rows
     }
 
-    /// Loads the batches of all epochs in order and sends them, until the last or until nobody listens any more.
-    pub fn feed(&self, epochs: usize, sender: &SyncSender<Result<Batch>>) {
-        for epoch in 0..epochs {
+    /// Loads the batches of all epochs in order, without the first `skip`, and sends them: until the last or until nobody
+    /// listens any more.
+    pub fn feed(&self, epochs: usize, skip: usize, sender: &SyncSender<Result<Batch>>) {
+        let mut first = skip % self.batches.max(1);
+        for epoch in skip / self.batches.max(1)..epochs {
             let order = self.order(epoch);
-            for rows in order.chunks_exact(self.batch_size).take(self.batches) {
+            for rows in order.chunks_exact(self.batch_size).take(self.batches).skip(first) {
                 let batch = self.load(epoch, rows);
                 let failed = batch.is_err();
                 if sender.send(batch).is_err() || failed {
                     return;
                 }
             }
+            first = 0;
         }
     }
 
@@ -79,16 +88,27 @@ impl Loader<'_> {
             .zip(rows.par_iter())
             .map(|(out, &row)| self.sample(epoch, row, out))
             .collect::<Result<Vec<String>>>()?;
-        Ok(Batch { epoch, rows: rows.to_vec(), pixels, texts })
+        let mix = self.mix(epoch, rows);
+        if let Some(mix) = mix {
+            mix.apply(&mut pixels, [self.pixels.height(), self.pixels.width()])?;
+        }
+        Ok(Batch { epoch, rows: rows.to_vec(), pixels, texts, mix: mix.map(|mix| mix.lambda) })
+    }
+
+    fn mix(&self, epoch: usize, rows: &[usize]) -> Option<Mix> {
+        let first = *rows.first()? as u64;
+        // rows' own streams count from 0, the epoch's order has the last: these count down below it
+        let mut rng = SampleRng::new(self.seed, epoch as u64, u64::MAX - 1 - first);
+        Mix::draw(self.mixup?, [self.pixels.height(), self.pixels.width()], &mut rng)
     }
 
     fn sample(&self, epoch: usize, row: usize, out: &mut [f32]) -> Result<String> {
         let mut rng = SampleRng::new(self.seed, epoch as u64, row as u64);
-        let prompt = &self.prompts[rng.below(self.prompts.len())];
+        let text = self.pairs.rows()[row].text(self.prompts, &mut rng);
         let (key, bytes) = self.pairs.image(row)?;
         load_training(self.pixels, self.augmentation, &bytes, &mut rng, out)
             .context(|| self.pairs.locate(row, &key))?;
-        Ok(prompt.replace("{}", &self.pairs.rows()[row].class_name))
+        Ok(text)
     }
 }
 
@@ -98,4 +118,109 @@ impl Loader<'_> {
 /// [`crate::ErrorKind::Data`] naming the row that could not be loaded.
 pub fn next(receiver: &Receiver<Result<Batch>>) -> Result<Option<Batch>> {
     receiver.recv().ok().transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{ClassRow, Labels, TsvWriter};
+    use crate::imaging::{RgbImage, encode_jpeg};
+
+    struct Set {
+        _folder: tempfile::TempDir,
+        pairs: ImageTextPairs,
+        pixels: PixelContract,
+        augmentation: Augmentation,
+        prompts: Vec<String>,
+    }
+
+    fn set() -> Set {
+        let folder = tempfile::tempdir().unwrap();
+        let (images, texts) = (folder.path().join("images.tsv"), folder.path().join("texts.tsv"));
+        let class = ClassRow::new(0, "a spot", "s").to_json().unwrap();
+        let rows = [&class, r#"{"captions":["one","two"]}"#, &class, r#"{"tags":["x","y"],"queries":["which"]}"#];
+        let (mut image_tsv, mut text_tsv) = (TsvWriter::create(&images).unwrap(), TsvWriter::create(&texts).unwrap());
+        for (index, row) in rows.iter().enumerate() {
+            let jpeg = encode_jpeg(&RgbImage::new(16, 16, vec![40 * index as u8 + 30; 768]).unwrap(), 95).unwrap();
+            image_tsv.write_image(&index.to_string(), &jpeg).unwrap();
+            text_tsv.write(&index.to_string(), row).unwrap();
+        }
+        image_tsv.finish().unwrap();
+        text_tsv.finish().unwrap();
+        let labels = Labels::new(vec!["a spot".into()]).unwrap();
+        Set {
+            pairs: ImageTextPairs::open_training(&images, &texts, &labels).unwrap(),
+            _folder: folder,
+            pixels: PixelContract { image_size: [8, 8], ..PixelContract::default() },
+            augmentation: Augmentation {
+                scale: [0.5, 1.0],
+                auto_augment: true,
+                rotation: 20.0,
+                ..Augmentation::default()
+            },
+            prompts: vec!["{}.".into(), "shows {}".into()],
+        }
+    }
+
+    fn loader<'a>(set: &'a Set, mixup: Option<&'a Mixup>) -> Loader<'a> {
+        Loader {
+            pairs: &set.pairs,
+            pixels: &set.pixels,
+            augmentation: &set.augmentation,
+            mixup,
+            prompts: &set.prompts,
+            batch_size: 4,
+            batches: 1,
+            shuffle: false,
+            seed: 3,
+        }
+    }
+
+    #[test]
+    fn texts_are_drawn_anew_each_epoch_and_repeat_for_a_key() {
+        let set = set();
+        let loader = loader(&set, None);
+        let mut seen = vec![std::collections::BTreeSet::new(); 4];
+        for epoch in 0..60 {
+            let batch = loader.load(epoch, &[0, 1, 2, 3]).unwrap();
+            // rows give the same whatever batch and place they are loaded in
+            let again = loader.load(epoch, &[3, 1]).unwrap();
+            assert_eq!((&again.texts[0], &again.texts[1]), (&batch.texts[3], &batch.texts[1]));
+            assert_eq!(again.pixels[..192], batch.pixels[3 * 192..]);
+            for (text, seen) in batch.texts.into_iter().zip(&mut seen) {
+                seen.insert(text);
+            }
+        }
+        let texts = |row: usize| seen[row].iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!((texts(0), texts(1)), (vec!["a spot.", "shows a spot"], vec!["one", "two"]));
+        assert_eq!(texts(3), ["which, shows x", "which, shows y", "which, x.", "which, y."]);
+    }
+
+    #[test]
+    fn batches_are_mixed_with_themselves_in_reverse() {
+        let set = set();
+        let mixup = Mixup {
+            probability: 0.5,
+            mixup_alpha: 1.0,
+            cutmix_alpha: 0.0,
+            cutmix_minmax: None,
+            switch_probability: 0.0,
+        };
+        let (plain, mixing) = (loader(&set, None), loader(&set, Some(&mixup)));
+        let mut mixed = 0;
+        for epoch in 0..40 {
+            let (one, other) = (plain.load(epoch, &[0, 1, 2, 3]).unwrap(), mixing.load(epoch, &[0, 1, 2, 3]).unwrap());
+            assert_eq!((one.mix, &one.texts), (None, &other.texts));
+            let share = other.mix.unwrap_or(1.0);
+            mixed += usize::from(other.mix.is_some());
+            for (row, image) in other.pixels.chunks(192).enumerate() {
+                let (own, partner) = (&one.pixels[row * 192..], &one.pixels[(3 - row) * 192..]);
+                let close = |i: usize| {
+                    (image[i] as f64 - (f64::from(own[i]) * share + f64::from(partner[i]) * (1.0 - share))).abs() < 1e-5
+                };
+                assert!((0..192).all(close));
+            }
+        }
+        assert!((10..30).contains(&mixed), "{mixed}");
+    }
 }

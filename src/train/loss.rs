@@ -35,21 +35,6 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Adds the rows of another forward pass behind these.
-    pub fn extend(&mut self, rows: Targets) {
-        let first = self.groups.len();
-        let count = rows.groups.len();
-        if self.mixed.is_empty() && !rows.mixed.is_empty() {
-            self.mixed = (0..first).map(|row| (row, 1.0)).collect();
-        }
-        if !self.mixed.is_empty() {
-            let unmixed = (0..count).map(|row| (row, 1.0)).collect();
-            let mixed = if rows.mixed.is_empty() { unmixed } else { rows.mixed };
-            self.mixed.extend(mixed.into_iter().map(|(partner, share)| (first + partner, share)));
-        }
-        self.groups.extend(rows.groups);
-    }
-
     /// `[B, B]` each, row-major: -1/(2B) times the weight of text j for image i, and of image i for text j. Without mixing both are
     /// 1/|P(i)| where i and j share a group. An image of share s drawn to its own texts is drawn to its partner's by 1 - s,
     /// and a text to every image by the share of its own class in it.
@@ -191,15 +176,6 @@ mod tests {
         }
         // image 1 (class 1) holds 70 % of image 2 (class 0, rows 0 and 2)
         assert!((images[4] + 0.125 * 0.35).abs() < 1e-12 && (images[5] + 0.125 * 0.3).abs() < 1e-12);
-    }
-
-    #[test]
-    fn passes_are_joined_with_their_partners() {
-        let mut all = Targets { groups: vec![0, 1], mixed: Vec::new() };
-        all.extend(Targets { groups: vec![1, 0], mixed: vec![(1, 0.4), (0, 0.4)] });
-        assert_eq!(all.mixed, [(0, 1.0), (1, 1.0), (3, 0.4), (2, 0.4)]);
-        all.extend(Targets { groups: vec![2], mixed: Vec::new() });
-        assert_eq!((all.groups.len(), all.mixed[4]), (5, (4, 1.0)));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use crate::error::{Error, Result};
 use crate::model::{engine, engine_text};
-use crate::train::ema::copy_named;
 use regex::Regex;
 use tch::{Kind, Tensor};
 
@@ -196,22 +195,6 @@ impl AdamW {
         }
         out
     }
-
-    /// Takes the state back from a checkpoint, exactly; other names in `tensors` are ignored.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Config`] when the state of a parameter is missing or of another shape.
-    pub fn load_state(&mut self, tensors: &[(String, Tensor)]) -> Result<()> {
-        for group in &mut self.groups {
-            for (prefix, list) in
-                [("exp_avg", &mut group.exp_avgs), ("exp_avg_sq", &mut group.exp_avg_sqs), ("step", &mut group.steps)]
-            {
-                let names = group.names.iter().map(|name| format!("{prefix}.{name}"));
-                copy_named(names.zip(list), tensors, "optimizer state")?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Group {
@@ -347,6 +330,7 @@ fn in_module(name: &str, module: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::weights;
 
     fn param(name: &str) -> (String, Tensor) {
         (name.to_owned(), Tensor::from_slice(&[1f32, -2.0, 0.5]).set_requires_grad(true))
@@ -418,14 +402,20 @@ mod tests {
         }
         let second = [("w".to_owned(), first[0].1.detach().copy().set_requires_grad(true))];
         let mut b = AdamW::new(&second, Settings::default(), &Rules::default()).unwrap();
-        b.load_state(&a.state()).unwrap();
+        // through a file, as a checkpoint does
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let state = a.state();
+        weights::write_tensors(&path, state.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        weights::load_into(&path, b.state()).unwrap();
         for (optimizer, params) in [(&mut a, &first), (&mut b, &second)] {
             optimizer.zero_grad().unwrap();
             backward(&params[0].1);
             optimizer.step(|base| base).unwrap();
         }
         assert_eq!(values(&first[0].1), values(&second[0].1));
-        let error = b.load_state(&a.state()[1..]).unwrap_err();
+        weights::write_tensors(&path, state[1..].iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        let error = weights::load_into(&path, b.state()).unwrap_err();
         assert!(error.to_string().contains("exp_avg.w"), "{error}");
     }
 

@@ -1,39 +1,52 @@
 //! The training loop, and nothing but the loop: every part it uses is a module beside it.
+//!
+//! Guarantees:
+//! - A run that is interrupted in any way and started again ends with the same bits as one that is not, on the same kind
+//!   of processor with the same number of threads: every step depends on the checkpointed state and on streams keyed by
+//!   (seed, epoch, row) alone.
+//! - Asked to stop, it finishes its step, saves a checkpoint, and returns [`crate::ErrorKind::Preempted`].
+//! - A step with a loss or gradient that is not finite changes nothing.
 
+use super::checkpoint::{self, Best, Checkpoints, Restored, State};
 use super::ema::Ema;
-use super::evaluation::{Accuracies, Evaluation, distinct};
+use super::evaluation::{Accuracies, Evaluation};
 use super::loader::{AHEAD, Batch, Loader, next};
-use super::loss::{positive_groups, unicl_loss};
+use super::non_finite::NonFinite;
 use super::optimizer::{AdamW, Rules, Settings};
+use super::passes::Passes;
+use super::precision::{LossScale, Mode};
 use super::schedule::{Cosine, Schedule};
+use super::watch::Watch;
+use crate::config::parameters::FinetuneParameters;
 use crate::config::training::TrainingConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Encoder;
-use crate::model::droppath::DropPath;
 use crate::model::params::Params;
-use crate::model::{engine, weights};
-use crate::telemetry::Progress;
+use crate::model::weights;
+use crate::telemetry::stop::StopSignal;
 use serde::Serialize;
-use serde_json::{Value, json};
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use serde_json::json;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use std::time::Instant;
+use tch::Device;
 
 /// File of the weights with the best tracked accuracy.
-pub const BEST: &str = "best.safetensors";
+pub const BEST: &str = checkpoint::BEST;
 /// File of the weights after the last step.
 pub const LAST: &str = "last.safetensors";
 /// File with one JSON object a logged step or evaluation.
-pub const SERIES: &str = "metrics.jsonl";
+pub const SERIES: &str = checkpoint::SERIES;
 
 /// Everything a run needs.
 #[derive(Debug)]
 pub struct Training<'a> {
     /// How to train.
     pub config: &'a TrainingConfig,
+    /// What the job says beside that.
+    pub parameters: &'a FinetuneParameters,
+    /// The number type of the computation.
+    pub mode: Mode,
     /// The parameters, updated in place.
     pub params: &'a mut Params,
     /// An encoder over the same parameters.
@@ -46,6 +59,10 @@ pub struct Training<'a> {
     pub device: Device,
     /// Where weights and the series go.
     pub folder: &'a Path,
+    /// Where checkpoints go to and come from.
+    pub checkpoints: Checkpoints,
+    /// Where the course of the run is shown meanwhile.
+    pub watch: Watch,
 }
 
 /// How a run ended.
@@ -53,6 +70,8 @@ pub struct Training<'a> {
 pub struct Outcome {
     /// Optimizer steps taken.
     pub steps: u64,
+    /// Steps among them that were left out, since a loss or gradient was not finite.
+    pub skipped_steps: u64,
     /// The step whose weights are the best.
     pub best_step: u64,
     /// What the best was chosen by.
@@ -69,8 +88,12 @@ pub struct Outcome {
     pub trained_parameters: usize,
     /// Numbers that do not change.
     pub frozen_parameters: usize,
+    /// The number type of the computation.
+    pub precision: Mode,
     /// Share of the time that the model waited for data.
     pub data_wait_share: f64,
+    /// Training images a second, evaluations and checkpoints left out.
+    pub images_per_s: f64,
     /// Whether the saved weights are the moving average.
     pub smoothed: bool,
 }
@@ -82,30 +105,17 @@ impl Training<'_> {
         rows / config.batch_total
     }
 
-    /// Trains to the end.
+    /// Trains to the end, from the newest checkpoint or else from the start.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Data`] naming an image that cannot be read, [`crate::ErrorKind::Config`] when the loss is no longer
-    /// a number, [`crate::ErrorKind::Engine`], and those of writing.
+    /// [`ErrorKind::Preempted`] after a signal, [`ErrorKind::Data`] naming an image that cannot be read,
+    /// [`ErrorKind::Config`] when the loss is no longer a number, [`ErrorKind::Engine`], and those of writing.
     pub fn run(mut self) -> Result<Outcome> {
+        let stop = StopSignal::listen()?;
         let config = self.config;
-        let steps_per_epoch = Self::steps_per_epoch(config, self.loader.pairs.len());
-        let total = (config.epochs * steps_per_epoch) as u64;
+        let total = (config.epochs * Self::steps_per_epoch(config, self.loader.pairs.len())) as u64;
         self.params.set_requires_grad(true)?;
-        let settings = Settings {
-            lr: config.learning_rate,
-            beta1: config.betas[0],
-            beta2: config.betas[1],
-            eps: config.eps,
-            weight_decay: config.weight_decay,
-        };
-        let rules = Rules {
-            no_weight_decay_modules: config.no_weight_decay_modules.clone(),
-            weight_decay_patterns: config.weight_decay_patterns.clone(),
-            lr_scale_patterns: config.lr_scale_patterns.clone(),
-            freeze_patterns: config.freeze_patterns.clone(),
-        };
-        let optimizer = AdamW::new(&self.params.entries(), settings, &rules)?;
+        let optimizer = AdamW::new(&self.params.entries(), settings(config), &rules(config))?;
         for pattern in optimizer.unmatched() {
             tracing::warn!(%pattern, "a pattern of the training configuration matches no parameter");
         }
@@ -116,15 +126,85 @@ impl Training<'_> {
             warmup_lr: config.warmup_lr,
             min_lr: config.min_lr,
         });
-        let series = self.folder.join(SERIES);
-        let series = File::create(&series).map_err(|e| Error::io("create", &series, e))?;
+        let restored = if config.resume { self.checkpoints.newest()? } else { None };
+        let state = match restored {
+            Some(restored) => self.restore(restored, &optimizer, ema.as_ref())?,
+            None => {
+                self.watch.open(self.folder, None)?;
+                State::fresh(total, self.loader.seed, self.mode)
+            }
+        };
         let (sender, receiver) = sync_channel(AHEAD);
-        let loader = self.loader;
+        let (loader, epochs) = (self.loader, config.epochs);
+        let skip = state.step as usize * config.micro_batches();
+        let watching = NonFinite::new(self.parameters.on_non_finite);
         std::thread::scope(|scope| {
-            scope.spawn(move || loader.feed(config.epochs, &sender));
-            let run = Loop { t: &mut self, optimizer, ema, schedule, series, total, waited: Duration::ZERO };
-            run.all(receiver)
+            scope.spawn(move || loader.feed(epochs, skip, &sender));
+            Loop { t: &mut self, optimizer, ema, schedule, state, stop, non_finite: watching }.all(receiver)
         })
+    }
+
+    /// Puts everything back to where a checkpoint was written.
+    fn restore(&mut self, restored: Restored, optimizer: &AdamW, ema: Option<&Ema>) -> Result<State> {
+        let Restored { state, folder } = restored;
+        weights::load_into(&folder.join(checkpoint::WEIGHTS), self.params.entries())?;
+        weights::load_into(&folder.join(checkpoint::OPTIMIZER), optimizer.state())?;
+        if let Some(ema) = ema {
+            weights::load_into(&folder.join(checkpoint::AVERAGE), ema.tensors())?;
+        }
+        if state.best.is_some() {
+            let to = self.folder.join(BEST);
+            std::fs::rename(folder.join(BEST), &to).map_err(|e| Error::io("restore", &to, e))?;
+        }
+        let series = folder.join(SERIES);
+        let text = std::fs::read(&series).map_err(|e| Error::io("read", &series, e))?;
+        self.watch.open(self.folder, Some((&text, state.step)))?;
+        let (threads, now) = (state.threads, tch::get_num_threads());
+        if threads != now || state.mode != self.mode {
+            tracing::warn!(
+                "the checkpoint was written with {threads} threads in {:?}, this run has {now} in {:?}: the result may differ in the last digits",
+                state.mode, self.mode
+            );
+        }
+        tracing::info!(step = state.step, of = state.total, "resuming from a checkpoint");
+        drop(std::fs::remove_dir_all(folder));
+        Ok(State { mode: self.mode, threads: now, ..state })
+    }
+}
+
+impl State {
+    fn fresh(total: u64, seed: u64, mode: Mode) -> State {
+        State {
+            step: 0,
+            total,
+            seed,
+            mode,
+            threads: tch::get_num_threads(),
+            evaluated: true,
+            best: None,
+            start: None,
+            last: None,
+            recent: Vec::new(),
+            last_loss: None,
+            loss_scale: (mode == Mode::Fp16).then(LossScale::default),
+            skipped: 0,
+        }
+    }
+}
+
+fn settings(config: &TrainingConfig) -> Settings {
+    let [beta1, beta2] = config.betas;
+    Settings { lr: config.learning_rate, beta1, beta2, eps: config.eps, weight_decay: config.weight_decay }
+}
+
+/// The optimizer's rules of a configuration.
+#[must_use]
+pub fn rules(config: &TrainingConfig) -> Rules {
+    Rules {
+        no_weight_decay_modules: config.no_weight_decay_modules.clone(),
+        weight_decay_patterns: config.weight_decay_patterns.clone(),
+        lr_scale_patterns: config.lr_scale_patterns.clone(),
+        freeze_patterns: config.freeze_patterns.clone(),
     }
 }
 
@@ -133,135 +213,184 @@ struct Loop<'a, 'b> {
     optimizer: AdamW,
     ema: Option<Ema>,
     schedule: Schedule,
-    series: File,
-    total: u64,
-    waited: Duration,
-}
-
-struct Best {
-    step: u64,
-    value: f64,
+    state: State,
+    stop: StopSignal,
+    non_finite: NonFinite,
 }
 
 impl Loop<'_, '_> {
     fn all(mut self, receiver: Receiver<Result<Batch>>) -> Result<Outcome> {
         let config = self.t.config;
-        let micro = config.batch_total / config.batch_size;
-        let start = if config.eval_at_start { Some(self.evaluate(0)?.0) } else { None };
-        let bar = Progress::new("train", self.total, "steps");
-        let started = Instant::now();
-        let mut best: Option<Best> = None;
-        let mut recent: Vec<f64> = Vec::new();
-        let mut last_loss = f64::NAN;
-        for step in 1..=self.total {
-            let lr = |base: f64| self.schedule.lr(base, step - 1);
-            let shown_lr = lr(config.learning_rate);
-            self.optimizer.zero_grad()?;
-            let mut loss = 0.0;
-            for _ in 0..micro {
-                let asked = Instant::now();
-                let batch = next(&receiver)?.ok_or_else(|| Error::internal("the loader ended early"))?;
-                self.waited += asked.elapsed();
-                loss += self.backward(&batch, micro)?;
+        let total = self.state.total;
+        if self.state.step == 0 && config.eval_at_start {
+            self.state.start = Some(self.evaluate()?.0);
+        }
+        self.t.watch.start(self.state.step, total);
+        if !self.state.evaluated {
+            // the checkpoint is from a run that was stopped before it could evaluate
+            self.track_or_save()?;
+        }
+        while self.state.step < total {
+            self.step(&receiver)?;
+            let step = self.state.step;
+            let every = |n: usize| n > 0 && step.is_multiple_of(n as u64);
+            self.state.evaluated = !(every(config.eval_every) || step == total);
+            if let Some(signal) = self.stop.requested() {
+                return Err(self.preempted(signal));
             }
-            // without a limit the norm is only measured
-            let limit = if config.grad_clipping > 0.0 { config.grad_clipping } else { f64::INFINITY };
-            let norm = self.optimizer.clip(limit)?;
-            if !loss.is_finite() || !norm.is_finite() {
-                return Err(Error::config(format!(
-                    "the loss is {loss} and the gradient's norm {norm} at step {step}: lower START_LEARNING_RATE, raise \
-                     warmup_steps or set GRAD_CLIPPING"
-                )));
+            if !self.state.evaluated {
+                self.track_or_save()?;
             }
+            if every(config.save_every) || (config.save_every > 0 && step == total) {
+                let saved = self.save();
+                if let Err(error) = saved {
+                    tracing::warn!(step, %error, "a checkpoint could not be written; training goes on");
+                }
+            }
+        }
+        self.save_weights(LAST)?;
+        self.t.checkpoints.wait().unwrap_or_else(|error| tracing::warn!(%error, "a checkpoint could not be kept"));
+        self.outcome()
+    }
+
+    /// One optimizer step, or the decision to leave it out.
+    fn step(&mut self, receiver: &Receiver<Result<Batch>>) -> Result<()> {
+        let (config, step) = (self.t.config, self.state.step);
+        self.optimizer.zero_grad()?;
+        let scale = self.state.loss_scale.map_or(1.0, |s| s.scale);
+        let watch = &mut self.t.watch;
+        let mut fetch = || {
+            let asked = Instant::now();
+            let batch = next(receiver)?.ok_or_else(|| Error::internal("the loader ended early"))?;
+            watch.fetched(asked.elapsed(), batch.rows.len());
+            Ok(batch)
+        };
+        let passes = Passes {
+            encoder: self.t.encoder,
+            pairs: self.t.loader.pairs,
+            device: self.t.device,
+            mode: self.t.mode,
+            contrast: self.t.parameters.contrastive_batch,
+            seed: self.t.loader.seed,
+        };
+        let compared = passes.run(config.micro_batches(), scale, &mut fetch)?;
+        if scale != 1.0 {
+            self.optimizer.scale_grad(1.0 / scale)?;
+        }
+        // without a limit the norm is only measured
+        let limit = if config.grad_clipping > 0.0 { config.grad_clipping } else { f64::INFINITY };
+        let norm = self.optimizer.clip(limit)?;
+        let loss: f64 = compared.iter().map(|c| c.loss).sum();
+        self.state.step += 1;
+        let overflow = loss.is_finite() && !norm.is_finite() && self.state.loss_scale.is_some_and(|s| !s.exhausted());
+        if let Some(scale) = &mut self.state.loss_scale {
+            scale.update(!norm.is_finite());
+        }
+        let usable = loss.is_finite() && norm.is_finite();
+        if usable {
             let schedule = &self.schedule;
-            self.optimizer.step(|base| schedule.lr(base, step - 1))?;
+            self.optimizer.step(|base| schedule.lr(base, step))?;
             if let Some(ema) = &mut self.ema {
                 ema.update()?;
             }
-            recent.push(loss);
-            bar.advance(1, &format!("loss {loss:.3}"));
-            if step.is_multiple_of(config.log_every as u64) || step == self.total {
-                last_loss = recent.iter().sum::<f64>() / recent.len() as f64;
-                recent.clear();
-                self.log(json!({ "step": step, "loss": last_loss, "lr": shown_lr, "grad_norm": norm }))?;
-            }
-            let due = config.eval_every > 0 && step.is_multiple_of(config.eval_every as u64);
-            if due && step != self.total {
-                self.track(step, &mut best)?;
-            }
+            self.non_finite.good();
+            self.state.recent.push(loss);
+        } else if !overflow {
+            self.state.skipped += 1;
+            self.non_finite.bad(&self.t.watch, self.t.loader.pairs, (step + 1, norm), &compared)?;
         }
-        let train_time = started.elapsed();
-        let last = self.track(self.total, &mut best)?;
-        self.save(LAST)?;
-        bar.finish();
-        let best = best.ok_or_else(|| Error::internal("training ended without an evaluation"))?;
-        let count = |names: &[String]| -> usize {
-            self.t.params.iter().filter(|(n, _)| names.iter().any(|m| m == n)).map(|(_, t)| t.numel()).sum()
-        };
-        let frozen = count(self.optimizer.frozen());
-        Ok(Outcome {
-            steps: self.total,
-            best_step: best.step,
-            track_metric: last.tracked().0,
-            best: best.value,
-            start,
-            last,
-            last_loss,
-            trained_parameters: self.t.params.count() - frozen,
-            frozen_parameters: frozen,
-            data_wait_share: self.waited.as_secs_f64() / train_time.as_secs_f64().max(1e-9),
-            smoothed: self.smoothed(),
-        })
+        let lr = self.schedule.lr(config.learning_rate, step);
+        self.t.watch.advance(loss, lr);
+        self.log(lr, norm)
     }
 
-    /// Forward and backward of one micro-batch; returns its share of the step's loss.
-    fn backward(&self, batch: &Batch, micro: usize) -> Result<f64> {
-        let t = &self.t;
-        let pixels = t.encoder.pixels();
-        let shape = [batch.rows.len() as i64, 3, pixels.height() as i64, pixels.width() as i64];
-        let input = Tensor::f_from_slice(&batch.pixels).and_then(|x| x.f_view(shape)?.f_to_device(t.device));
-        let drop_path = DropPath {
-            seed: t.loader.seed,
-            epoch: batch.epoch as u64,
-            samples: batch.rows.iter().map(|&r| r as u64).collect(),
-        };
-        let model = t.encoder.model();
-        let images = model.encode_image(&input.map_err(engine)?, Some(&drop_path))?;
-        // rows with the same text share one pass of the text tower: the gradient is the same sum
-        let (texts, rows) = distinct(&batch.texts)?;
-        let (ids, mask) = t.encoder.tokens(&texts)?;
-        let rows = Tensor::f_from_slice(&rows).and_then(|r| r.f_to_device(t.device)).map_err(engine)?;
-        let texts = model.encode_text(&ids, &mask)?.f_index_select(0, &rows).map_err(engine)?;
-        let class_rows = t.loader.pairs.rows();
-        let groups = positive_groups(batch.rows.iter().map(|&r| Some((&class_rows[r].source, class_rows[r].class_id))));
-        let loss = unicl_loss(&images, &texts, &model.logit_scale(), &groups)?;
-        let part = loss.f_div_scalar(micro as f64).map_err(engine)?;
-        part.f_backward().map_err(engine)?;
-        part.f_double_value(&[]).map_err(engine)
+    fn log(&mut self, lr: f64, norm: f64) -> Result<()> {
+        let state = &mut self.state;
+        if !state.step.is_multiple_of(self.t.config.log_every as u64) && state.step != state.total {
+            return Ok(());
+        }
+        if !state.recent.is_empty() {
+            state.last_loss = Some(state.recent.iter().sum::<f64>() / state.recent.len() as f64);
+            state.recent.clear();
+        }
+        let mut line = json!({ "step": state.step, "loss": state.last_loss, "lr": lr, "grad_norm": norm });
+        if let Some(scale) = state.loss_scale {
+            line["loss_scale"] = json!(scale.scale);
+        }
+        self.t.watch.write(state.step, &line)
+    }
+
+    /// Evaluates; a stop in between saves a checkpoint that says that the evaluation is still to be done.
+    fn track_or_save(&mut self) -> Result<()> {
+        match self.track() {
+            Err(error) if error.kind() == ErrorKind::Preempted => {
+                Err(self.preempted(self.stop.requested().unwrap_or("a signal")))
+            }
+            other => other,
+        }
     }
 
     /// Evaluates, and keeps the weights when they are the best so far; a later step wins a tie.
-    fn track(&mut self, step: u64, best: &mut Option<Best>) -> Result<Accuracies> {
-        let (accuracies, value) = self.evaluate(step)?;
-        if best.as_ref().is_none_or(|b| value >= b.value) {
-            self.save(BEST)?;
-            *best = Some(Best { step, value });
+    fn track(&mut self) -> Result<()> {
+        let (accuracies, value) = self.evaluate()?;
+        if self.state.best.is_none_or(|b| value >= b.value) {
+            self.save_weights(BEST)?;
+            self.state.best = Some(Best { step: self.state.step, value });
         }
-        Ok(accuracies)
+        self.state.last = Some(accuracies);
+        self.state.evaluated = true;
+        Ok(())
     }
 
-    fn evaluate(&mut self, step: u64) -> Result<(Accuracies, f64)> {
-        let started = Instant::now();
-        let accuracies = self.with_average(|t| t.evaluation.run(t.encoder))?;
+    fn evaluate(&mut self) -> Result<(Accuracies, f64)> {
+        let (started, step) = (Instant::now(), self.state.step);
+        let accuracies = self.with_average(|t| t.mode.cast(t.device, || t.evaluation.run(t.encoder)))?;
         let (name, value) = accuracies.tracked();
         tracing::info!(step, zero_shot = ?accuracies.zero_shot, knn = ?accuracies.knn, took = ?started.elapsed(), "evaluated");
-        self.write(&json!({ "step": step, "evaluation": accuracies, "tracked": name }))?;
+        self.t.watch.write(step, &json!({ "step": step, "evaluation": accuracies, "tracked": name }))?;
+        self.t.watch.paused(started.elapsed());
         Ok((accuracies, value))
     }
 
-    fn save(&mut self, name: &str) -> Result<()> {
-        let path: PathBuf = self.t.folder.join(name);
-        self.with_average(|t| weights::write(&path, t.params))
+    /// Saves, and says why the run ends.
+    fn preempted(&mut self, signal: &str) -> Error {
+        let step = self.state.step;
+        let saved = self.save().and_then(|()| self.t.checkpoints.wait());
+        match saved {
+            Ok(()) => Error::new(
+                ErrorKind::Preempted,
+                format!("stopped by {signal} after step {step} of {}, with a checkpoint: run the same job again to go on there", self.state.total),
+            ),
+            Err(error) => error.context(format!("stopped by {signal} after step {step}, and no checkpoint could be saved")),
+        }
+    }
+
+    /// Writes a checkpoint aside and sends it on its way.
+    fn save(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let draft = self.t.checkpoints.draft()?;
+        weights::write(&draft.join(checkpoint::WEIGHTS), self.t.params)?;
+        write_all(&draft.join(checkpoint::OPTIMIZER), &self.optimizer.state())?;
+        if let Some(ema) = &self.ema {
+            write_all(&draft.join(checkpoint::AVERAGE), &ema.tensors())?;
+        }
+        let series = draft.join(SERIES);
+        std::fs::write(&series, self.t.watch.text()).map_err(|e| Error::io("write", &series, e))?;
+        if self.state.best.is_some() {
+            // a link: a better one later replaces the name, not the bytes
+            let (from, to) = (self.t.folder.join(BEST), draft.join(BEST));
+            std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(drop)).map_err(|e| Error::io("write", &to, e))?;
+        }
+        let published = self.t.checkpoints.publish(draft, &self.state);
+        self.t.watch.paused(started.elapsed());
+        published
+    }
+
+    fn save_weights(&mut self, name: &str) -> Result<()> {
+        let path = self.t.folder.join(name);
+        let part = self.t.folder.join(format!(".{name}.partial"));
+        self.with_average(|t| weights::write(&part, t.params))?;
+        std::fs::rename(&part, &path).map_err(|e| Error::io("write", &path, e))
     }
 
     fn smoothed(&self) -> bool {
@@ -281,12 +410,33 @@ impl Loop<'_, '_> {
         result
     }
 
-    fn log(&mut self, values: Value) -> Result<()> {
-        tracing::info!(step = %values["step"], of = self.total, loss = %values["loss"], lr = %values["lr"], "training");
-        self.write(&values)
+    fn outcome(&mut self) -> Result<Outcome> {
+        let ended = || Error::internal("training ended without an evaluation");
+        let (best, last) = (self.state.best.ok_or_else(ended)?, self.state.last.ok_or_else(ended)?);
+        let frozen: usize = {
+            let names = self.optimizer.frozen();
+            self.t.params.iter().filter(|(n, _)| names.iter().any(|m| m == n)).map(|(_, t)| t.numel()).sum()
+        };
+        let (data_wait_share, images_per_s) = self.t.watch.finish();
+        Ok(Outcome {
+            steps: self.state.total,
+            skipped_steps: self.state.skipped,
+            best_step: best.step,
+            track_metric: last.tracked().0,
+            best: best.value,
+            start: self.state.start,
+            last,
+            last_loss: self.state.last_loss.unwrap_or(f64::NAN),
+            trained_parameters: self.t.params.count() - frozen,
+            frozen_parameters: frozen,
+            precision: self.t.mode,
+            data_wait_share,
+            images_per_s,
+            smoothed: self.smoothed(),
+        })
     }
+}
 
-    fn write(&mut self, values: &Value) -> Result<()> {
-        writeln!(self.series, "{values}").map_err(|e| Error::io("write", self.t.folder.join(SERIES), e))
-    }
+fn write_all(path: &Path, tensors: &[(String, tch::Tensor)]) -> Result<()> {
+    weights::write_tensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
 }

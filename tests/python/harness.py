@@ -64,12 +64,16 @@ class Events:
 
     def until(self, **fields):
         """Reads on to the first line with these fields; None if the process ends before."""
+        return self.when(lambda line: all(line.get(k) == v for k, v in fields.items()))
+
+    def when(self, wanted):
+        """Reads on to the first line for which `wanted(line)` is true; None if the process ends before."""
         for line in self.process.stderr:
             try:
                 self.seen.append(json.loads(line))
             except json.JSONDecodeError:
                 self.seen.append({"message": line.rstrip(), "json": False})
-            if all(self.seen[-1].get(k) == v for k, v in fields.items()):
+            if wanted(self.seen[-1]):
                 return self.seen[-1]
         return None
 

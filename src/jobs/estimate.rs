@@ -1,0 +1,372 @@
+//! What a training will take, said before it starts: parameters, steps, memory and time.
+//!
+//! Parameters and steps are exact: the code that trains decides them. Memory and time are estimates by arithmetic, explained
+//! in `docs/training.md`; the machine's speed at matrix products is measured in a fraction of a second.
+
+mod cost;
+mod speed;
+
+use self::cost::{Layer, image_kept, image_layers, text_kept, text_layers};
+use super::ResolvedInput;
+use super::finetune::read_training;
+use crate::config::job::Compute;
+use crate::config::parameters::{ContrastiveBatch, FinetuneParameters, Precision};
+use crate::config::read_yaml;
+use crate::config::training::{TrainingConfig, check_model_keys};
+use crate::data::{ImageTextPairs, Labels};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::infer::{check_vocabulary, device, model_config};
+use crate::model::config::ModelConfig;
+use crate::model::engine;
+use crate::model::init::expected;
+use crate::model::tokenizer::Tokenizer;
+use crate::package::read_package;
+use crate::train::loader::AHEAD;
+use crate::train::optimizer::{AdamW, Rules, Settings};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// Bytes of the program itself with libtorch's libraries and buffers.
+const PROGRAM: f64 = 0.4e9;
+
+/// Numbers that are trained and that are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ParameterCount {
+    /// All.
+    pub total: usize,
+    /// Those that the optimizer changes.
+    pub trainable: usize,
+    /// Those that FREEZE_PATTERNS freezes.
+    pub frozen: usize,
+}
+
+/// How long the training is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Steps {
+    /// Rows to train on.
+    pub rows: usize,
+    /// Rows to evaluate on.
+    pub validation_rows: usize,
+    /// Passes over the rows.
+    pub epochs: usize,
+    /// Optimizer steps in all.
+    pub optimizer_steps: usize,
+    /// Rows of a step.
+    pub rows_a_step: usize,
+    /// Forward passes of a step.
+    pub passes_a_step: usize,
+    /// Evaluations, those before the first and after the last step included.
+    pub evaluations: usize,
+}
+
+/// Bytes at the peak, in the memory of the device that computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The weights, in f32.
+    pub weights: u64,
+    /// Gradients of what is trained.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// The moving average.
+    pub average: u64,
+    /// Copies of the weights in 16 bits, where products are computed in them.
+    pub casts: u64,
+    /// Activations that the backward pass needs, and its own intermediate results.
+    pub activations: u64,
+    /// Images loaded ahead, and the program.
+    pub other: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// How long it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Time {
+    /// Floating-point operations of an optimizer step.
+    pub flop_a_step: f64,
+    /// Operations a second of large matrix products on this machine, measured.
+    pub flop_per_second: f64,
+    /// Share of that rate which a training is taken to reach.
+    pub efficiency: f64,
+    /// Seconds of an optimizer step.
+    pub step_s: f64,
+    /// Seconds of all steps.
+    pub training_s: f64,
+    /// Seconds of all evaluations.
+    pub evaluation_s: f64,
+}
+
+/// What a Finetune step will take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Numbers that are trained.
+    pub parameters: ParameterCount,
+    /// Patterns of the training configuration that match no parameter, as `KEY: pattern`.
+    pub unmatched_patterns: Vec<String>,
+    /// What the training configuration's reader should know.
+    pub warnings: Vec<String>,
+    /// Rows and steps.
+    pub steps: Steps,
+    /// Where it computes, and in which numbers.
+    pub device: String,
+    /// `f32`, `bf16` or `fp16`.
+    pub precision: &'static str,
+    /// The memory.
+    pub memory: Memory,
+    /// The time.
+    pub time: Time,
+}
+
+/// What the arithmetic needs to know of a training.
+#[derive(Debug, Clone, Copy)]
+struct Shape<'a> {
+    config: &'a TrainingConfig,
+    sizes: &'a ModelConfig,
+    half: bool,
+    /// Whether features are computed once before, for the contrast of all rows.
+    twice: bool,
+    /// Different texts of a forward pass, and the tokens of the longest.
+    texts: (usize, i64),
+}
+
+/// Reads the inputs of a Finetune step, as far as that takes no time, and works out what it will take.
+///
+/// # Errors
+/// Those of the step itself that can be known beforehand: of the configuration, the labels, the rows and the base package.
+pub(super) fn of_finetune(
+    inputs: &BTreeMap<String, ResolvedInput>,
+    parameters: &FinetuneParameters,
+    compute: &Compute,
+) -> Result<Estimate> {
+    let path = |name: &str| -> Result<&Path> {
+        let input = inputs.get(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")))?;
+        Ok(&input.path)
+    };
+    let base = read_package(path("mlflow_model_path")?).context(|| "input mlflow_model_path")?;
+    let conf = path("conf_files")?;
+    let parsed = read_training(conf, parameters)?;
+    let yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(ErrorKind::Package))?;
+    check_model_keys(&parsed.model_keys, &yaml, &conf.display().to_string())?;
+    let (config, mut warnings) = (parsed.config, parsed.warnings);
+    let labels = Labels::read(path("label_file")?)?;
+    let open = |images: &str, texts: &str| ImageTextPairs::open(path(images)?, path(texts)?, &labels);
+    let (train, validation) = (open("image_tsv", "text_tsv")?, open("eval_image_tsv", "eval_text_tsv")?);
+    let reference = match inputs.contains_key("eval_train_image_tsv") {
+        true => open("eval_train_image_tsv", "eval_train_text_tsv")?.len(),
+        false => train.len(),
+    };
+    let sizes = model_config(&base)?;
+    let tokenizer = Tokenizer::load(&base.tokenizer())?;
+    check_vocabulary(&tokenizer, &sizes)?;
+    let texts = texts(&tokenizer, &labels, (parameters, &sizes, config.batch_size))?;
+
+    let device = device::select(compute)?;
+    let (half, precision) = number_type(parameters.precision, config.fp16, device);
+    if half && parameters.precision == Precision::Auto && !device.is_cuda() {
+        warnings.push("FP16: a CPU computes in bfloat16 instead of float16".to_owned());
+    }
+    let (trained, unmatched) = trained(&sizes, &config)?;
+    let twice = parameters.contrastive_batch == ContrastiveBatch::Total && config.batch_total > config.batch_size;
+    let shape = Shape { config: &config, sizes: &sizes, half, twice, texts };
+    let steps = steps(&config, train.len(), validation.len())?;
+    let memory = memory(&shape, &trained);
+    let flop_a_step = flop_a_step(&shape, &trained);
+    let (flop_per_second, efficiency) = (speed::measure(device, half)?, speed::efficiency(device, half));
+    let rate = flop_per_second * efficiency;
+    let knn_rows = if config.eval_knn.is_some() { reference } else { 0 };
+    // evaluation computes in f32
+    let plain = if half { speed::measure(device, false)? * speed::efficiency(device, false) } else { rate };
+    let forward: f64 = image_layers(&sizes).iter().map(|l| l.flop).sum();
+    let evaluation = forward * ((validation.len() + knn_rows) * steps.evaluations) as f64 / plain;
+    Ok(Estimate {
+        parameters: trained.count(&sizes),
+        unmatched_patterns: unmatched,
+        warnings,
+        steps,
+        device: device::name(device),
+        precision,
+        memory,
+        time: Time {
+            flop_a_step,
+            flop_per_second,
+            efficiency,
+            step_s: flop_a_step / rate,
+            training_s: flop_a_step / rate * steps.optimizer_steps as f64,
+            evaluation_s: evaluation,
+        },
+    })
+}
+
+/// Whether products are in 16-bit floats, and the name of the number type.
+fn number_type(precision: Precision, fp16: bool, device: Device) -> (bool, &'static str) {
+    match (precision, fp16, device.is_cuda()) {
+        (Precision::F32, ..) | (Precision::Auto, false, _) => (false, "f32"),
+        (Precision::Bf16, ..) | (Precision::Auto, true, false) => (true, "bf16"),
+        (Precision::Fp16, ..) | (Precision::Auto, true, true) => (true, "fp16"),
+    }
+}
+
+/// Names of the parameters that are trained.
+struct Trained(HashSet<String>);
+
+impl Trained {
+    fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    fn count(&self, sizes: &ModelConfig) -> ParameterCount {
+        let mut count = ParameterCount { total: 0, trainable: 0, frozen: 0 };
+        for (name, shape, _) in expected(sizes) {
+            let numbers = shape.iter().product::<i64>() as usize;
+            count.total += numbers;
+            *(if self.has(&name) { &mut count.trainable } else { &mut count.frozen }) += numbers;
+        }
+        count
+    }
+}
+
+/// What the optimizer will train, and the patterns that match nothing. The optimizer itself decides, over empty tensors.
+fn trained(sizes: &ModelConfig, config: &TrainingConfig) -> Result<(Trained, Vec<String>)> {
+    let empty = |name: String| -> Result<(String, Tensor)> {
+        let tensor = Tensor::f_zeros([0i64], (Kind::Float, Device::Cpu));
+        Ok((name, tensor.and_then(|t| t.f_set_requires_grad(true)).map_err(engine)?))
+    };
+    let params = expected(sizes).into_iter().map(|(name, ..)| empty(name)).collect::<Result<Vec<_>>>()?;
+    let rules = Rules {
+        no_weight_decay_modules: config.no_weight_decay_modules.clone(),
+        weight_decay_patterns: config.weight_decay_patterns.clone(),
+        lr_scale_patterns: config.lr_scale_patterns.clone(),
+        freeze_patterns: config.freeze_patterns.clone(),
+    };
+    let optimizer = AdamW::new(&params, Settings::default(), &rules)?;
+    let names = optimizer.groups().iter().flat_map(|g| g.names.iter().cloned()).collect();
+    Ok((Trained(names), optimizer.unmatched().to_vec()))
+}
+
+/// Different texts that a forward pass holds at most, and the tokens of the longest.
+fn texts(
+    tokenizer: &Tokenizer,
+    labels: &Labels,
+    (parameters, sizes, batch): (&FinetuneParameters, &ModelConfig, usize),
+) -> Result<(usize, i64)> {
+    let templates = parameters.prompt_templates.texts();
+    let all: HashSet<String> =
+        labels.texts().iter().flat_map(|label| templates.iter().map(move |t| t.replace("{}", label))).collect();
+    let all: Vec<String> = all.into_iter().collect();
+    let (_, mask) = tokenizer.encode(&all, sizes.text.context_length)?;
+    let longest = mask.f_sum_dim_intlist(&[1i64][..], false, Kind::Int64).and_then(|n| n.f_max()?.f_int64_value(&[]));
+    Ok((all.len().min(batch), longest.map_err(engine)?.max(1)))
+}
+
+fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Result<Steps> {
+    let per_epoch = rows / config.batch_total;
+    if per_epoch == 0 {
+        return Err(Error::config(format!(
+            "TRAIN.BATCH_SIZE_TOTAL: {} is more than the {rows} rows of image_tsv",
+            config.batch_total
+        )));
+    }
+    let total = per_epoch * config.epochs;
+    let between = if config.eval_every > 0 { (total - 1) / config.eval_every } else { 0 };
+    Ok(Steps {
+        rows,
+        validation_rows,
+        epochs: config.epochs,
+        optimizer_steps: total,
+        rows_a_step: config.batch_total,
+        passes_a_step: config.batch_total / config.batch_size,
+        evaluations: usize::from(config.eval_at_start) + between + 1,
+    })
+}
+
+/// Operations of an optimizer step: forward, backward to the inputs, backward to the weights that are trained; blocks once
+/// more when they are computed again, and everything once more when features are computed before.
+fn flop_a_step(shape: &Shape<'_>, trained: &Trained) -> f64 {
+    let Shape { config, sizes, twice, texts: (count, length), .. } = *shape;
+    let factor = |layer: &Layer| {
+        let weight = layer.weight.as_ref().is_none_or(|name| trained.has(name));
+        let again = config.activation_checkpoint && layer.in_block;
+        2.0 + f64::from(u8::from(weight)) + f64::from(u8::from(again)) + f64::from(u8::from(twice))
+    };
+    let sum = |layers: Vec<Layer>| layers.iter().map(|l| l.flop * factor(l)).sum::<f64>();
+    let passes = (config.batch_total / config.batch_size) as f64;
+    passes * (config.batch_size as f64 * sum(image_layers(sizes)) + count as f64 * sum(text_layers(sizes, length)))
+}
+
+fn memory(shape: &Shape<'_>, trained: &Trained) -> Memory {
+    let Shape { config, sizes, half, texts: (count, length), .. } = *shape;
+    let numbers = trained.count(sizes);
+    let weights = numbers.total as f64 * 4.0;
+    let trainable = numbers.trainable as f64 * 4.0;
+    let matrices: i64 =
+        expected(sizes).iter().filter(|(_, s, _)| s.len() > 1).map(|(_, s, _)| s.iter().product::<i64>()).sum();
+    let table = sizes.text.vocab_size * sizes.text.width;
+    let casts = if half { (matrices - table) as f64 * 2.0 } else { 0.0 };
+    let batch = config.batch_size as f64;
+    let kept = image_kept(&sizes.image, half);
+    // the backward pass of the largest block holds about as much again as gradients
+    let transient = 0.5 * kept.largest;
+    let activations = batch * (kept.bytes(config.activation_checkpoint) + transient)
+        + count as f64 * text_kept(&sizes.text, length, half);
+    let [h, w] = sizes.image.image_size;
+    let images = (AHEAD + 2) as f64 * batch * (3 * h * w) as f64 * 4.0;
+    let average = if config.smoothing.is_some() { weights } else { 0.0 };
+    let parts = [weights, trainable, 2.0 * trainable, average, casts, activations, images + PROGRAM];
+    let total = parts.iter().sum::<f64>();
+    let [weights, gradients, moments, average, casts, activations, other] = parts.map(|b| b as u64);
+    Memory { weights, gradients, moments, average, casts, activations, other, total: total as u64 }
+}
+
+/// Bytes, operations and seconds for people, one line each.
+impl Estimate {
+    /// Lines for a terminal.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let (p, s, m, t) = (&self.parameters, &self.steps, &self.memory, &self.time);
+        let million = |n: usize| format!("{:.2} million", n as f64 / 1e6);
+        let gb = |n: u64| format!("{:.2}", n as f64 / 1e9);
+        let time = |s: f64| crate::telemetry::duration(std::time::Duration::from_secs_f64(s.clamp(0.0, 1e9)));
+        let mut lines = vec![
+            format!(
+                "parameters  {}: {} trainable, {} frozen",
+                million(p.total),
+                million(p.trainable),
+                million(p.frozen)
+            ),
+            format!(
+                "steps       {} of {} rows ({} forward passes each): {} epochs of {} rows; {} evaluations of {} rows",
+                s.optimizer_steps, s.rows_a_step, s.passes_a_step, s.epochs, s.rows, s.evaluations, s.validation_rows
+            ),
+            format!(
+                "memory      about {} GB on {}: weights {}, gradients {}, moments {}, average {}, 16-bit copies {}, activations {}, other {}",
+                gb(m.total),
+                self.device,
+                gb(m.weights),
+                gb(m.gradients),
+                gb(m.moments),
+                gb(m.average),
+                gb(m.casts),
+                gb(m.activations),
+                gb(m.other)
+            ),
+            format!(
+                "time        about {} in {} and {} of evaluation: {:.1} TFLOP a step at {:.0} % of the measured {:.0} GFLOP/s",
+                time(t.training_s),
+                self.precision,
+                time(t.evaluation_s),
+                t.flop_a_step / 1e12,
+                t.efficiency * 100.0,
+                t.flop_per_second / 1e9
+            ),
+        ];
+        lines.extend(self.unmatched_patterns.iter().map(|p| format!("warning     matches no parameter: {p}")));
+        lines.extend(self.warnings.iter().map(|w| format!("warning     {w}")));
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests;
