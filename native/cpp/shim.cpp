@@ -1,6 +1,6 @@
 // Calls of libtorch that tch 0.24 does not expose, behind a C ABI. Every function returns null, or an error text that the
 // caller frees with mt_free; no C++ exception crosses the boundary.
-#include <ATen/ATen.h>
+#include "guarded.h"
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_lerp.h>
@@ -12,7 +12,6 @@
 #include <dlfcn.h>
 #include <malloc.h>
 
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -23,17 +22,6 @@ std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
     out.reserve(count);
     for (size_t i = 0; i < count; ++i) out.push_back(*list[i]);
     return out;
-}
-
-template <typename F> char *guarded(F body) {
-    try {
-        body();
-        return nullptr;
-    } catch (const c10::Error &e) {
-        return strdup(e.what_without_backtrace());
-    } catch (const std::exception &e) {
-        return strdup(e.what());
-    }
 }
 
 } // namespace
@@ -127,6 +115,8 @@ void mt_autocast_exit(int cuda, int enabled, int bfloat16) {
 void mt_tune_allocator() {
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    // of the other arenas none holds a block of more than 64 MB: a training in a thread of its own would map and unmap those
+    mallopt(M_ARENA_MAX, 1);
 }
 
 // Loads the CUDA half of libtorch; must run before any other CUDA query. Returns 1 when it is there.

@@ -1,5 +1,11 @@
 //! The libtorch calls that `tch` does not expose, each a safe function over `cpp/shim.cpp`.
 
+mod checkpoint;
+mod ops;
+
+pub use checkpoint::checkpoint;
+pub use ops::{channel_attention, has_kernels, linear, residual_depthwise, window_attention};
+
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use tch::Tensor;
 

@@ -32,6 +32,9 @@ pub struct ImageEncoderConfig {
     pub window_size: i64,
     /// Largest drop-path rate.
     pub drop_path_rate: f64,
+    /// Whether training keeps only the input of each block and runs it again in the backward pass. A matter of memory, not of
+    /// the model: a package's `config.yaml` does not decide it, whoever trains sets it.
+    pub activation_checkpoint: bool,
 }
 
 /// The text transformer's sizes (`LANG_ENCODER`).
@@ -122,6 +125,7 @@ impl ModelConfig {
             depths: r.wholes(&spec("DEPTHS"), 1)?,
             window_size: r.whole(&spec("WINDOW_SIZE"))?,
             drop_path_rate: r.get(&spec("DROP_PATH_RATE")).ok().and_then(Value::as_f64).unwrap_or(0.0),
+            activation_checkpoint: false,
         };
         let vocab = r.get("LANG_ENCODER.VOCAB_SIZE").ok().and_then(Value::as_i64).unwrap_or(49408);
         let text = TextConfig {
@@ -246,6 +250,7 @@ pub(crate) mod tests {
                 depths: vec![1, 2],
                 window_size: 4,
                 drop_path_rate: 0.2,
+                activation_checkpoint: false,
             },
             text: TextConfig { context_length: 12, width: 16, heads: 2, layers: 2, vocab_size: 60, causal: false },
             projection: 8,

@@ -32,8 +32,9 @@ impl DropPath {
         let mut shape = vec![1; branch.dim()];
         shape[0] = factors.len() as i64;
         let device: Device = branch.device();
+        // of the branch's own type: a factor in f32 would make the whole residual stream f32 under autocast
         let mask = Tensor::f_from_slice(&factors)?.f_view(shape.as_slice())?.f_to_device(device)?;
-        branch.f_mul(&mask)
+        branch.f_mul(&mask.f_to_kind(branch.kind())?)
     }
 }
 

@@ -3,13 +3,32 @@
 use super::TchResult;
 use super::params::Params;
 use crate::error::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-/// `x W^t + b`.
+/// What activation checkpointing needs of a layer: a second handle for the segment to own, and whether it is worth it.
+pub(crate) trait Shared {
+    /// The same layer over the same parameters.
+    fn shared(&self) -> Self;
+
+    /// Whether a parameter asks for a gradient.
+    fn trained(&self) -> bool;
+}
+
+/// `x W^t + b`, by whatever is fastest where `x` is: [`medtune_native::linear`].
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
+}
+
+impl Shared for Linear {
+    fn shared(&self) -> Linear {
+        Linear { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
+    }
+
+    fn trained(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
 }
 
 impl Linear {
@@ -18,11 +37,24 @@ impl Linear {
     /// # Errors
     /// [`crate::ErrorKind::Package`] when one is missing.
     pub fn new(params: &Params, path: &str) -> Result<Linear> {
-        Ok(Linear { weight: params.get(&format!("{path}.weight"))?, bias: params.get(&format!("{path}.bias"))? })
+        Linear::named(params, [&format!("{path}.weight"), &format!("{path}.bias")])
+    }
+
+    /// Takes the weight `[out, in]` and the bias `[out]` of these names.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] when one is missing.
+    pub fn named(params: &Params, [weight, bias]: [&str; 2]) -> Result<Linear> {
+        Ok(Linear { weight: params.get(weight)?, bias: params.get(bias)? })
+    }
+
+    /// The bias, [out].
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
-        x.f_linear(&self.weight, Some(&self.bias))
+        medtune_native::linear(x, &self.weight, &self.bias).map_err(TchError::Torch)
     }
 }
 
@@ -32,6 +64,16 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+}
+
+impl Shared for LayerNorm {
+    fn shared(&self) -> LayerNorm {
+        LayerNorm { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
+
+    fn trained(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
 }
 
 impl LayerNorm {
@@ -46,9 +88,11 @@ impl LayerNorm {
 
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
         let kind = x.kind();
-        let x = if kind == Kind::Float { x.shallow_clone() } else { x.f_to_kind(Kind::Float)? };
+        // on the CPU libtorch takes bf16 with weights in f32, and computes in f32 itself
+        let direct = kind == Kind::Float || (kind == Kind::BFloat16 && x.device() == Device::Cpu);
+        let x = if direct { x.shallow_clone() } else { x.f_to_kind(Kind::Float)? };
         let y = x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?;
-        if kind == Kind::Float { Ok(y) } else { y.f_to_kind(kind) }
+        if y.kind() == kind { Ok(y) } else { y.f_to_kind(kind) }
     }
 }
 
@@ -62,6 +106,22 @@ pub struct Conv2d {
     groups: i64,
 }
 
+impl Shared for Conv2d {
+    fn shared(&self) -> Conv2d {
+        Conv2d {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            stride: self.stride,
+            padding: self.padding,
+            groups: self.groups,
+        }
+    }
+
+    fn trained(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
+}
+
 impl Conv2d {
     /// Takes `{path}.weight` `[out, in / groups, K, K]` and `{path}.bias` `[out]`.
     ///
@@ -72,6 +132,15 @@ impl Conv2d {
         Ok(Conv2d { weight, bias, stride, padding, groups })
     }
 
+    /// `x + convolution(x)` of a 3x3 depthwise convolution, on [B, H, W, C].
+    pub(crate) fn residual_depthwise(&self, x: &Tensor) -> TchResult<Tensor> {
+        if medtune_native::has_kernels(x) {
+            return medtune_native::residual_depthwise(x, &self.weight, &self.bias).map_err(TchError::Torch);
+        }
+        x.f_add(&self.forward(&x.f_permute([0, 3, 1, 2])?)?.f_permute([0, 2, 3, 1])?)
+    }
+
+    /// [B, in, H, W] to [B, out, H', W'].
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
         let (s, p) = ([self.stride; 2], [self.padding; 2]);
         x.f_conv2d(&self.weight, Some(&self.bias), s, p, [1, 1], self.groups)

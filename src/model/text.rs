@@ -24,8 +24,7 @@ pub struct TextTransformer {
 struct ResBlock {
     heads: i64,
     ln_1: LayerNorm,
-    in_proj_weight: Tensor,
-    in_proj_bias: Tensor,
+    in_proj: Linear,
     out_proj: Linear,
     ln_2: LayerNorm,
     c_fc: Linear,
@@ -43,8 +42,10 @@ impl TextTransformer {
             Ok(ResBlock {
                 heads: config.heads,
                 ln_1: LayerNorm::new(params, &format!("{path}.ln_1"), EPS)?,
-                in_proj_weight: params.get(&format!("{path}.attn.in_proj_weight"))?,
-                in_proj_bias: params.get(&format!("{path}.attn.in_proj_bias"))?,
+                in_proj: Linear::named(
+                    params,
+                    [&format!("{path}.attn.in_proj_weight"), &format!("{path}.attn.in_proj_bias")],
+                )?,
                 out_proj: Linear::new(params, &format!("{path}.attn.out_proj"))?,
                 ln_2: LayerNorm::new(params, &format!("{path}.ln_2"), EPS)?,
                 c_fc: Linear::new(params, &format!("{path}.mlp.c_fc"))?,
@@ -101,10 +102,7 @@ impl ResBlock {
         let (b, l, width) = x.size3()?;
         let head = width / self.heads;
         let normed = self.ln_1.forward(x)?;
-        let qkv = normed
-            .f_linear(&self.in_proj_weight, Some(&self.in_proj_bias))?
-            .f_view([b, l, 3, self.heads, head])?
-            .f_permute([2, 0, 3, 1, 4])?;
+        let qkv = self.in_proj.forward(&normed)?.f_view([b, l, 3, self.heads, head])?.f_permute([2, 0, 3, 1, 4])?;
         let q = qkv.f_select(0, 0)?.f_mul_scalar((head as f64).powf(-0.5))?;
         let logits = q.f_matmul(&qkv.f_select(0, 1)?.f_transpose(-2, -1)?)?.f_add(bias)?;
         let mixed = logits.f_softmax(-1, Kind::Float)?.f_matmul(&qkv.f_select(0, 2)?)?;

@@ -115,4 +115,48 @@ mod tests {
             assert!(tensor.grad().defined(), "{name} has no gradient");
         }
     }
+    /// The features, and the gradients of the image tower's parameters that do not start with one of `frozen`.
+    fn image_gradients(params: &Params, checkpointed: bool, bfloat16: bool, frozen: &[&str]) -> Vec<(String, Tensor)> {
+        let mut config = small();
+        config.image.activation_checkpoint = checkpointed;
+        config.image.drop_path_rate = 0.4;
+        let mut copies = Params::default();
+        for (name, tensor) in params.entries() {
+            let trained = !frozen.iter().any(|f| name.starts_with(f));
+            copies.insert(name, tensor.copy().set_requires_grad(trained));
+        }
+        let model = UniCl::new(&config, &copies).unwrap();
+        let floats = (Kind::Float, Device::Cpu);
+        let pixels = (Tensor::arange(2 * 3 * 24 * 20, floats) * 1.7).sin().view([2, 3, 24, 20]);
+        let drop_path = DropPath { seed: 1, epoch: 0, samples: vec![5, 6] };
+        let features = {
+            let _autocast = bfloat16.then(|| medtune_native::Autocast::enter(false, true).unwrap());
+            model.encode_image(&pixels, Some(&drop_path)).unwrap()
+        };
+        (features.to_kind(Kind::Float) * Tensor::arange(config.projection, floats)).sum(Kind::Float).backward();
+        let mut out = vec![("features".to_owned(), features.detach())];
+        for (name, tensor) in copies.entries().into_iter().filter(|(n, _)| n.starts_with("image_encoder.")) {
+            assert_eq!(tensor.grad().defined(), tensor.requires_grad(), "{name}");
+            if tensor.grad().defined() {
+                out.push((name, tensor.grad()));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn activation_checkpointing_changes_no_bit() {
+        let params = random(&small(), 3).unwrap();
+        let stem = ["image_encoder.convs.0.", "image_encoder.blocks.0."];
+        for bfloat16 in [false, true] {
+            for frozen in [&[][..], &stem[..1], &stem[..]] {
+                let plain = image_gradients(&params, false, bfloat16, frozen);
+                let recomputed = image_gradients(&params, true, bfloat16, frozen);
+                assert_eq!(plain.len(), recomputed.len());
+                for ((name, a), (_, b)) in plain.iter().zip(&recomputed) {
+                    assert!(a.equal(b), "{name} differs, bf16: {bfloat16}, frozen: {frozen:?}");
+                }
+            }
+        }
+    }
 }

@@ -4,9 +4,9 @@ use super::EPS;
 use crate::error::Result;
 use crate::model::TchResult;
 use crate::model::droppath::DropPath;
-use crate::model::layers::{Conv2d, LayerNorm, Linear};
+use crate::model::layers::{Conv2d, LayerNorm, Linear, Shared};
 use crate::model::params::Params;
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// What a block attends over.
 #[derive(Debug, Clone, Copy)]
@@ -59,16 +59,26 @@ impl Block {
         })
     }
 
+    /// As [`Block::forward`], but keeps only `x` for the backward pass and runs a second time there. What drop path leaves out
+    /// is a function of its keys, so that both runs are the same.
+    pub(super) fn checkpointed(&self, x: &Tensor, drop_path: Option<&DropPath>) -> TchResult<Tensor> {
+        if !x.requires_grad() && !self.trained() {
+            return self.forward(x, drop_path);
+        }
+        let (block, drop_path) = (self.shared(), drop_path.cloned());
+        medtune_native::checkpoint(x, move |x| block.forward(x, drop_path.as_ref())).map_err(TchError::Torch)
+    }
+
     /// [B, H, W, C] to the same shape.
     pub(super) fn forward(&self, x: &Tensor, drop_path: Option<&DropPath>) -> TchResult<Tensor> {
-        let x = residual_conv(&self.conv1, x)?;
+        let x = self.conv1.residual_depthwise(x)?;
         let normed = self.attention_norm.forward(&x)?;
         let attended = match self.spec.attention {
             Attention::Window { heads, size } => self.window_attention(&normed, heads, size)?,
             Attention::Channel { groups } => self.channel_attention(&normed, groups)?,
         };
         let x = self.residual(&x, attended, drop_path, 0)?;
-        let x = residual_conv(&self.conv2, &x)?;
+        let x = self.conv2.residual_depthwise(&x)?;
         let hidden = self.fc1.forward(&self.ffn_norm.forward(&x)?)?.f_gelu("none")?;
         self.residual(&x, self.fc2.forward(&hidden)?, drop_path, 1)
     }
@@ -83,6 +93,12 @@ impl Block {
     /// Attention inside windows. The grid is padded with zeros after the norm up to a multiple of the window; padded
     /// tokens are not masked: their key and value are the bias of `qkv`, as in the original.
     fn window_attention(&self, x: &Tensor, heads: i64, size: i64) -> TchResult<Tensor> {
+        if medtune_native::has_kernels(x) {
+            // q, k, v and the projection of real tokens only; what attention sees of the others is the bias
+            let qkv = self.qkv.forward(x)?;
+            let mixed = medtune_native::window_attention(&qkv, self.qkv.bias(), heads, size);
+            return self.proj.forward(&mixed.map_err(TchError::Torch)?);
+        }
         let (b, h, w, c) = x.size4()?;
         let (pad_h, pad_w) = ((size - h % size) % size, (size - w % size) % size);
         let padded =
@@ -111,11 +127,12 @@ impl Block {
     fn channel_attention(&self, x: &Tensor, groups: i64) -> TchResult<Tensor> {
         let (b, h, w, c) = x.size4()?;
         let tokens = h * w;
-        let qkv = self
-            .qkv
-            .forward(&x.f_reshape([b, tokens, c])?)?
-            .f_view([b, tokens, 3, groups, c / groups])?
-            .f_permute([2, 0, 3, 1, 4])?;
+        let qkv = self.qkv.forward(&x.f_reshape([b, tokens, c])?)?;
+        if medtune_native::has_kernels(&qkv) {
+            let mixed = medtune_native::channel_attention(&qkv, groups).map_err(TchError::Torch)?;
+            return self.proj.forward(&mixed)?.f_view([b, h, w, c]);
+        }
+        let qkv = qkv.f_view([b, tokens, 3, groups, c / groups])?.f_permute([2, 0, 3, 1, 4])?;
         let q = qkv.f_select(0, 0)?.f_mul_scalar((tokens as f64).powf(-0.5))?;
         let attention = q.f_transpose(-1, -2)?.f_matmul(&qkv.f_select(0, 1)?)?.f_softmax(-1, Kind::Float)?;
         let mixed = qkv.f_select(0, 2)?.f_matmul(&attention.f_transpose(-1, -2)?)?;
@@ -124,7 +141,24 @@ impl Block {
     }
 }
 
-/// `x + depthwise(x)` on [B, H, W, C].
-fn residual_conv(conv: &Conv2d, x: &Tensor) -> TchResult<Tensor> {
-    x.f_add(&conv.forward(&x.f_permute([0, 3, 1, 2])?)?.f_permute([0, 2, 3, 1])?)
+impl Shared for Block {
+    fn shared(&self) -> Block {
+        Block {
+            spec: self.spec,
+            conv1: self.conv1.shared(),
+            conv2: self.conv2.shared(),
+            attention_norm: self.attention_norm.shared(),
+            qkv: self.qkv.shared(),
+            proj: self.proj.shared(),
+            ffn_norm: self.ffn_norm.shared(),
+            fc1: self.fc1.shared(),
+            fc2: self.fc2.shared(),
+        }
+    }
+
+    fn trained(&self) -> bool {
+        [&self.conv1, &self.conv2].into_iter().any(Shared::trained)
+            || [&self.attention_norm, &self.ffn_norm].into_iter().any(Shared::trained)
+            || [&self.qkv, &self.proj, &self.fc1, &self.fc2].into_iter().any(Shared::trained)
+    }
 }

@@ -19,6 +19,7 @@ const EPS: f64 = 1e-5;
 pub struct DaVit {
     stages: Vec<Stage>,
     norms: LayerNorm,
+    checkpoint: bool,
 }
 
 #[derive(Debug)]
@@ -63,7 +64,8 @@ impl DaVit {
                 blocks,
             });
         }
-        Ok(DaVit { stages, norms: LayerNorm::new(params, "image_encoder.norms", EPS)? })
+        let norms = LayerNorm::new(params, "image_encoder.norms", EPS)?;
+        Ok(DaVit { stages, norms, checkpoint: config.activation_checkpoint })
     }
 
     /// Pixels [B, 3, H, W] to features [B, C of the last stage]; `drop_path` in training.
@@ -80,7 +82,10 @@ impl DaVit {
         for stage in &self.stages {
             grid = stage.embed(&grid)?;
             for block in &stage.blocks {
-                grid = block.forward(&grid, drop_path)?;
+                grid = match self.checkpoint {
+                    true => block.checkpointed(&grid, drop_path)?,
+                    false => block.forward(&grid, drop_path)?,
+                };
             }
         }
         self.norms.forward(&grid.f_mean_dim(&[1i64, 2][..], false, Kind::Float)?)
