@@ -42,6 +42,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     if let Some(rate) = config.drop_path_rate {
         sizes.image.drop_path_rate = rate;
     }
+    sizes.image.activation_checkpoint = config.activation_checkpoint;
     let mut params = weights::read(&base.weights(), &sizes)?.to_device(device)?;
     let tokenizer = Tokenizer::load(&base.tokenizer())?;
     check_vocabulary(&tokenizer, &sizes)?;
