@@ -16,6 +16,7 @@ from training_bench import LABELS, Bench, Result, merged, rows
 CONFIG, PREEMPTED = 10, 23
 KILLS = 10
 SAVE_EVERY, KEPT = 4, 2
+PARTS = {"weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"}
 TRAINING = {
     "EVAL_AT_START": True,
     "EVAL_PER_OPTIM_STEPS": 7,
@@ -88,7 +89,7 @@ def checkpoints(store):
     for path in sorted(store.glob("checkpoints/*/step-*/complete.json")):
         complete = json.loads(path.read_text())
         assert path.parent.name == f"step-{complete['step']:08}"
-        assert {"weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"} <= {f["name"] for f in complete["files"]}
+        assert PARTS <= {file["name"] for file in complete["files"]}
         for file in complete["files"]:
             stored = path.parent.parent / file["key"]
             assert (stored.stat().st_size, sha256(stored)) == (file["size"], file["sha256"]), stored

@@ -137,8 +137,9 @@ class Result:
     """The outputs of a finished job in a store."""
 
     def __init__(self, bench, store):
-        folder = {kind: bench.ask(store, kind, "show", f"tune-{name}")["uri"] for kind, name in (("data", "save_dir"), ("model", "mlflow_model_folder"))}
-        self.save_dir, self.package = (Path(folder[kind].removeprefix("file://")) for kind in ("data", "model"))
+        names = (("data", "tune-save_dir"), ("model", "tune-mlflow_model_folder"))
+        uris = [bench.ask(store, kind, "show", name)["uri"] for kind, name in names]
+        self.save_dir, self.package = (Path(uri.removeprefix("file://")) for uri in uris)
 
     def weights(self, name):
         """{parameter: tensor} of `best` or `last`."""
