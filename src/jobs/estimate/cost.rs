@@ -178,6 +178,7 @@ pub(super) mod tests {
                 depths: vec![1, 1, 9, 1],
                 window_size: 12,
                 drop_path_rate: 0.2,
+                activation_checkpoint: false,
             },
             text: TextConfig {
                 context_length: 77,
