@@ -258,7 +258,7 @@ fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Result
         )));
     }
     let total = per_epoch * config.epochs;
-    let between = if config.eval_every > 0 { (total - 1) / config.eval_every } else { 0 };
+    let between = (total - 1).checked_div(config.eval_every).unwrap_or(0);
     Ok(Steps {
         rows,
         validation_rows,
