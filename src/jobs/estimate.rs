@@ -323,7 +323,7 @@ impl Estimate {
                 million(p.frozen)
             ),
             format!(
-                "steps       {} of {} rows ({} forward passes each): {} epochs of {} rows; {} evaluations of {} rows",
+                "steps       {} of {} rows ({} forward passes each), {} times over {} rows; evaluated {} times on {} rows",
                 s.optimizer_steps, s.rows_a_step, s.passes_a_step, s.epochs, s.rows, s.evaluations, s.validation_rows
             ),
             format!(
