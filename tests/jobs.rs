@@ -85,46 +85,6 @@ fn shipped_training_configurations_are_accepted_without_a_warning() {
     }
 }
 
-fn published(name: &str) -> serde_yaml_ng::Value {
-    read_yaml(&root().join(format!("tests/golden/published-{name}.yaml"))).expect("YAML")
-}
-
-#[test]
-fn the_published_recipe_is_accepted_unchanged_and_means_what_it_says() {
-    let parsed = training::parse(&published("train-gastrovision"), "t.yaml").expect("accepted");
-    let config = parsed.config;
-    assert!(config.fp16 && config.resume && config.activation_checkpoint && config.auto_augment && config.shuffle);
-    assert_eq!((config.save_every, config.eval_every, config.epochs), (100, 100, 15));
-    assert_eq!((config.batch_total, config.batch_size), (48, 4));
-    assert_eq!((config.learning_rate, config.warmup_steps, config.min_lr), (5e-6, 5, 1e-9));
-    assert_eq!((config.grad_clipping, config.weight_decay, config.erase), (0.07, 0.4, 0.25));
-    assert_eq!((config.eval_zero_shot, config.eval_knn, config.mixup), (true, Some(64), None));
-    assert_eq!((config.freeze_patterns.len(), config.weight_decay_patterns.len()), (7, 4));
-    // its image and text sizes are those of the published base
-    training::check_model_keys(&parsed.model_keys, &published("mi2-config"), "t.yaml").expect("the base's sizes");
-    assert!(parsed.model_keys.iter().any(|(key, _)| key == "IMAGE_ENCODER.SPEC.DIM_EMBED"));
-    // one line says what has no effect
-    let [warning] = parsed.warnings.as_slice() else { panic!("{:?}", parsed.warnings) };
-    for key in ["IMAGE_ENCODER.SPEC.DROP_RATE", "SET_SAMPLER_EPOCH", "EVALDATASET_KNN_CLASSIFICATION.SPLIT"] {
-        assert!(warning.contains(key), "{key}: {warning}");
-    }
-}
-
-#[test]
-fn the_configuration_of_the_published_base_is_accepted_as_a_recipe() {
-    let parsed = training::parse(&published("mi2-config"), "t.yaml").expect("accepted");
-    let config = parsed.config;
-    assert!(!config.resume && !config.eval_at_start && config.fp16);
-    assert_eq!((config.batch_total, config.batch_size, config.save_every), (1024, 16, 500));
-    assert_eq!((config.eval_zero_shot, config.eval_knn), (true, Some(100)));
-    let warnings = parsed.warnings.join("\n");
-    for part in ["user_dir", "EVALUATION_SPLITS", "DATASET.TRAIN_SET", "ZEROSHOT_EVAL_DATASET.FORMAT", "eval_image_tsv"]
-    {
-        assert!(warnings.contains(part), "{part}: {warnings}");
-    }
-    assert_eq!(parsed.warnings.len(), 2, "{warnings}");
-}
-
 /// The text of docs/jobs.md under the heading of a kind.
 fn section(text: &str, kind: Kind) -> String {
     let start = text.find(&format!("\n### {kind}\n")).unwrap_or_else(|| panic!("docs/jobs.md has no '### {kind}'"));
