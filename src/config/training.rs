@@ -211,9 +211,15 @@ fn flatten(value: &Value, path: &str, out: &mut Vec<(String, Value)>) {
     }
 }
 
+/// A value as it is written in YAML, on one line.
 fn text_of(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
+        Value::Sequence(items) => format!("[{}]", items.iter().map(text_of).collect::<Vec<_>>().join(", ")),
+        Value::Mapping(map) => {
+            let pairs = map.iter().map(|(k, v)| format!("{}: {}", text_of(k), text_of(v)));
+            format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
+        }
         other => serde_yaml_ng::to_string(other).unwrap_or_default().trim().to_owned(),
     }
 }

@@ -70,3 +70,12 @@ fn evaluation_sections_of_other_formats_ask_for_their_kind_of_evaluation() {
     let only = parsed("ZEROSHOT_EVAL_DATASET: {FORMAT: zip, LABEL_FILE: ''}").unwrap().config;
     assert_eq!((only.eval_zero_shot, only.eval_knn), (true, None));
 }
+
+#[test]
+fn lists_that_differ_are_named_on_one_line() {
+    let keys = parsed("IMAGE_ENCODER: {IMAGE_SIZE: [480, 480], IMAGE_STD: [1, 1, 1]}").unwrap().model_keys;
+    let base = serde_yaml_ng::from_str("IMAGE_ENCODER: {IMAGE_SIZE: [36, 44], IMAGE_STD: [1.0, 1.0, 1.0]}").unwrap();
+    let error = check_model_keys(&keys, &base, "t").unwrap_err().to_string();
+    assert!(error.contains("IMAGE_SIZE: [480, 480] differs") && error.contains("has [36, 44];"), "{error}");
+    assert!(check_model_keys(&keys[1..], &base, "t").is_ok(), "1 is 1.0");
+}

@@ -8,13 +8,12 @@ mod speed;
 
 use self::cost::{Layer, image_kept, image_layers, text_kept, text_layers};
 use super::ResolvedInput;
-use super::finetune::read_training;
+use super::finetune::{Sets, open_sets, training_for};
 use crate::config::job::Compute;
 use crate::config::parameters::{ContrastiveBatch, FinetuneParameters, Precision};
-use crate::config::read_yaml;
-use crate::config::training::{TrainingConfig, check_model_keys};
-use crate::data::{ImageTextPairs, Labels};
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::config::training::TrainingConfig;
+use crate::error::{Context, Error, Result};
+use crate::imaging::SampleRng;
 use crate::infer::{check_vocabulary, device, model_config};
 use crate::model::config::ModelConfig;
 use crate::model::engine;
@@ -29,6 +28,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
+
+/// Captions and tags that are looked at for the length of texts.
+const MOST_TEXTS: usize = 20_000;
 
 /// Bytes of the program itself with libtorch's libraries and buffers.
 const PROGRAM: f64 = 0.4e9;
@@ -148,22 +150,15 @@ pub(super) fn of_finetune(
         Ok(&input.path)
     };
     let base = read_package(path("mlflow_model_path")?).context(|| "input mlflow_model_path")?;
-    let conf = path("conf_files")?;
-    let parsed = read_training(conf, parameters)?;
-    let yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(ErrorKind::Package))?;
-    check_model_keys(&parsed.model_keys, &yaml, &conf.display().to_string())?;
+    let parsed = training_for(&base, path("conf_files")?, parameters)?;
     let (config, mut warnings) = (parsed.config, parsed.warnings);
-    let labels = Labels::read(path("label_file")?)?;
-    let open = |images: &str, texts: &str| ImageTextPairs::open(path(images)?, path(texts)?, &labels);
-    let (train, validation) = (open("image_tsv", "text_tsv")?, open("eval_image_tsv", "eval_text_tsv")?);
-    let reference = match inputs.contains_key("eval_train_image_tsv") {
-        true => open("eval_train_image_tsv", "eval_train_text_tsv")?.len(),
-        false => train.len(),
-    };
+    let sets = open_sets(inputs, &config)?;
+    let (train, validation) = (&sets.train, &sets.validation);
+    let reference = sets.reference.as_ref().unwrap_or(train).len();
     let sizes = model_config(&base)?;
     let tokenizer = Tokenizer::load(&base.tokenizer())?;
     check_vocabulary(&tokenizer, &sizes)?;
-    let texts = texts(&tokenizer, &labels, (parameters, &sizes, config.batch_size))?;
+    let texts = texts(&tokenizer, &sets, (parameters, &sizes, config.batch_size))?;
 
     let device = device::select(compute)?;
     let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
@@ -174,7 +169,7 @@ pub(super) fn of_finetune(
     let (trained, unmatched) = trained(&sizes, &config)?;
     let twice = parameters.contrastive_batch == ContrastiveBatch::Total && config.micro_batches() > 1;
     let shape = Shape { config: &config, sizes: &sizes, half, twice, texts };
-    let steps = steps(&config, train.len(), validation.len())?;
+    let steps = steps(&config, train.len(), validation.len());
     let memory = memory(&shape, &trained);
     let flop_a_step = flop_a_step(&shape, &trained);
     let (flop_per_second, efficiency) = (speed::measure(device, half)?, speed::efficiency(device, half));
@@ -237,29 +232,30 @@ fn trained(sizes: &ModelConfig, config: &TrainingConfig) -> Result<(Trained, Vec
 /// Different texts that a forward pass holds at most, and the tokens of the longest.
 fn texts(
     tokenizer: &Tokenizer,
-    labels: &Labels,
+    sets: &Sets,
     (parameters, sizes, batch): (&FinetuneParameters, &ModelConfig, usize),
 ) -> Result<(usize, i64)> {
     let templates = parameters.prompt_templates.texts();
-    let all: HashSet<String> =
-        labels.texts().iter().flat_map(|label| templates.iter().map(move |t| t.replace("{}", label))).collect();
+    let labels = sets.labels.texts().iter();
+    let mut all: HashSet<String> =
+        labels.flat_map(|label| templates.iter().map(move |t| t.replace("{}", label))).collect();
+    // captions and tags: as the first epoch draws them
+    let others = sets.train.rows().iter().enumerate().filter(|(_, row)| row.class().is_none()).take(MOST_TEXTS);
+    all.extend(others.map(|(i, row)| row.text(&templates, &mut SampleRng::new(parameters.seed, 0, i as u64))));
     let all: Vec<String> = all.into_iter().collect();
-    let (_, mask) = tokenizer.encode(&all, sizes.text.context_length)?;
-    let longest = mask.f_sum_dim_intlist(&[1i64][..], false, Kind::Int64).and_then(|n| n.f_max()?.f_int64_value(&[]));
-    Ok((all.len().min(batch), longest.map_err(engine)?.max(1)))
+    let mut longest = 1;
+    for part in all.chunks(1024) {
+        let (_, mask) = tokenizer.encode(part, sizes.text.context_length)?;
+        let tokens = mask.f_sum_dim_intlist(&[1i64][..], false, Kind::Int64);
+        longest = longest.max(tokens.and_then(|n| n.f_max()?.f_int64_value(&[])).map_err(engine)?);
+    }
+    Ok((all.len().min(batch), longest))
 }
 
-fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Result<Steps> {
-    let per_epoch = Training::steps_per_epoch(config, rows);
-    if per_epoch == 0 {
-        return Err(Error::config(format!(
-            "TRAIN.BATCH_SIZE_TOTAL: {} is more than the {rows} rows of image_tsv",
-            config.batch_total
-        )));
-    }
-    let total = per_epoch * config.epochs;
-    let between = if config.eval_every > 0 { (total - 1) / config.eval_every } else { 0 };
-    Ok(Steps {
+fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Steps {
+    let total = Training::steps_per_epoch(config, rows) * config.epochs;
+    let between = total.saturating_sub(1).checked_div(config.eval_every).unwrap_or(0);
+    Steps {
         rows,
         validation_rows,
         epochs: config.epochs,
@@ -267,7 +263,7 @@ fn steps(config: &TrainingConfig, rows: usize, validation_rows: usize) -> Result
         rows_a_step: config.batch_total,
         passes_a_step: config.micro_batches(),
         evaluations: usize::from(config.eval_at_start) + between + 1,
-    })
+    }
 }
 
 /// Operations of an optimizer step: forward, backward to the inputs, backward to the weights that are trained; blocks once
@@ -327,7 +323,7 @@ impl Estimate {
                 million(p.frozen)
             ),
             format!(
-                "steps       {} of {} rows ({} forward passes each): {} epochs of {} rows; {} evaluations of {} rows",
+                "steps       {} of {} rows ({} forward passes each), {} times over {} rows; evaluated {} times on {} rows",
                 s.optimizer_steps, s.rows_a_step, s.passes_a_step, s.epochs, s.rows, s.evaluations, s.validation_rows
             ),
             format!(

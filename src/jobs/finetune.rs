@@ -1,6 +1,6 @@
 //! Finetune: the base package's model, trained on an institution's images, as a package of the same layout.
 
-use super::{Artifact, Produced, StepContext, models};
+use super::{Artifact, Produced, ResolvedInput, StepContext, models};
 use crate::config::parameters::FinetuneParameters;
 use crate::config::training::{self, Parsed, TrainingConfig};
 use crate::config::{apply_overrides, read_yaml};
@@ -19,16 +19,19 @@ use crate::train::precision::Mode;
 use crate::train::trainer::{BEST, Outcome, Training};
 use crate::train::watch::Watch;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The text that a label becomes in evaluation and serving.
 const SERVING_TEMPLATE: &str = "{}.";
 
-struct Sets {
-    labels: Labels,
-    train: ImageTextPairs,
-    validation: ImageTextPairs,
-    reference: Option<ImageTextPairs>,
+/// The rows of a training.
+pub(super) struct Sets {
+    pub(super) labels: Labels,
+    pub(super) train: ImageTextPairs,
+    pub(super) validation: ImageTextPairs,
+    /// What kNN compares with, when that is not the training set.
+    pub(super) reference: Option<ImageTextPairs>,
 }
 
 pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) -> Result<Produced> {
@@ -113,14 +116,19 @@ fn training_config(
     base: &Package,
 ) -> Result<TrainingConfig> {
     let path = context.path("conf_files")?;
-    let origin = path.display().to_string();
-    let Parsed { config, model_keys, warnings } = read_training(path, parameters)?;
-    let base_yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
-    training::check_model_keys(&model_keys, &base_yaml, &origin)?;
+    let Parsed { config, warnings, .. } = training_for(base, path, parameters)?;
     for warning in warnings {
-        tracing::warn!("{origin}: {warning}");
+        tracing::warn!("{}: {warning}", path.display());
     }
     Ok(config)
+}
+
+/// The training configuration at `path` with the job's replacements, checked against the base package.
+pub(super) fn training_for(base: &Package, path: &Path, parameters: &FinetuneParameters) -> Result<Parsed> {
+    let parsed = read_training(path, parameters)?;
+    let base_yaml = read_yaml(&base.model_config()).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
+    training::check_model_keys(&parsed.model_keys, &base_yaml, &path.display().to_string())?;
+    Ok(parsed)
 }
 
 /// The training configuration at `path` with the job's replacements.
@@ -135,12 +143,22 @@ pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Res
 
 /// Reads and checks the TSVs, before any model is loaded.
 fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets> {
-    let labels = Labels::read(context.path("label_file")?)?;
+    let sets = open_sets(context.inputs, config)?;
+    for pairs in [Some(&sets.train), Some(&sets.validation), sets.reference.as_ref()].into_iter().flatten() {
+        pairs.validate_images()?;
+    }
+    Ok(sets)
+}
+
+/// The TSVs of the inputs, their rows checked; images are not looked at.
+pub(super) fn open_sets(inputs: &BTreeMap<String, ResolvedInput>, config: &TrainingConfig) -> Result<Sets> {
+    let given = |name: &str| inputs.get(name).map(|input| input.path.as_path());
+    let path = |name: &str| given(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")));
+    let labels = Labels::read(path("label_file")?)?;
     let open = |images: &Path, texts: &Path| ImageTextPairs::open(images, texts, &labels);
-    let train = ImageTextPairs::open_training(context.path("image_tsv")?, context.path("text_tsv")?, &labels)?;
-    let validation = open(context.path("eval_image_tsv")?, context.path("eval_text_tsv")?)?;
-    let reference = match (context.optional_path("eval_train_image_tsv"), context.optional_path("eval_train_text_tsv"))
-    {
+    let train = ImageTextPairs::open_training(path("image_tsv")?, path("text_tsv")?, &labels)?;
+    let validation = open(path("eval_image_tsv")?, path("eval_text_tsv")?)?;
+    let reference = match (given("eval_train_image_tsv"), given("eval_train_text_tsv")) {
         (Some(images), Some(texts)) => Some(open(images, texts)?),
         (None, None) => None,
         _ => {
@@ -162,9 +180,6 @@ fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets>
             train.len(),
             train.image_path().display()
         )));
-    }
-    for pairs in [Some(&train), Some(&validation), reference.as_ref()].into_iter().flatten() {
-        pairs.validate_images()?;
     }
     Ok(Sets { labels, train, validation, reference })
 }

@@ -40,18 +40,21 @@ def merged(base, changes):
     return out
 
 
-def picture(rng, label, width, height):
-    """A JPEG of coarse noise with a tint of its class: neither hopeless nor trivial to tell apart."""
-    coarse = rng.integers(0, 235, (4, 4, 3))
-    coarse[..., label] += 20
+def picture(rng, label, tint, width, height):
+    """A JPEG of coarse noise with a `tint` of its class."""
+    coarse = rng.integers(0, 255 - tint, (4, 4, 3))
+    coarse[..., label] += tint
     image = Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=92)
     return out.getvalue()
 
 
-def rows(count, seed, classes=None):
-    """[(key, JPEG, text row)]: sizes of all kinds, two sources, which share no positives, and `classes`, or all in no order."""
+def rows(count, seed, classes=None, tint=20):
+    """[(key, JPEG, text row)]: sizes of all kinds, two sources, which share no positives, and `classes`, or all in no order.
+
+    With a `tint` of 20 of 255 the classes are neither hopeless nor trivial to tell apart.
+    """
     rng = np.random.default_rng(seed)
     found = []
     for n in range(count):
@@ -59,22 +62,22 @@ def rows(count, seed, classes=None):
         label = label if classes is None else classes[n]
         text = {"class_id": label, "class_name": LABELS[label], "source": f"site {n % 2}", "task": "classification"}
         width, height = (int(side) for side in rng.integers(20, 70, 2))
-        found.append((f"{seed}/{n:03}.jpg", picture(rng, label, width, height), text))
+        found.append((f"{seed}/{n:03}.jpg", picture(rng, label, tint, width, height), text))
     return found
 
 
 class Bench:
     """A folder with everything that the job reads, and stores in it that differ only in what happened to their runs."""
 
-    def __init__(self, binary, folder, training, train=None, state=None):
-        """`train` takes the place of the training rows, `state` of some of the base model's weights."""
+    def __init__(self, binary, folder, training, train=None, evaluation=None, state=None):
+        """`train` and `evaluation` take the place of the rows, `state` of some of the base model's weights."""
         self.binary, self.folder = binary, Path(folder)
         self.env = environment(self.folder / "tmp")
         self.config = small_pixels(handmade.config())
         self.config["IMAGE_ENCODER"]["SPEC"]["DROP_PATH_RATE"] = 0.1
         self._write_base(state or {})
         self.train = train or rows(60, 1)
-        for name, content in (("train", self.train), ("eval", rows(9, 2))):
+        for name, content in (("train", self.train), ("eval", evaluation or rows(9, 2))):
             write_tsv(self.folder / f"{name}_images.tsv", [(key, data) for key, data, _ in content])
             write_tsv(self.folder / f"{name}_texts.tsv", [(key, text) for key, _, text in content])
         (self.folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
@@ -134,8 +137,9 @@ class Result:
     """The outputs of a finished job in a store."""
 
     def __init__(self, bench, store):
-        folder = {kind: bench.ask(store, kind, "show", f"tune-{name}")["uri"] for kind, name in (("data", "save_dir"), ("model", "mlflow_model_folder"))}
-        self.save_dir, self.package = (Path(folder[kind].removeprefix("file://")) for kind in ("data", "model"))
+        names = (("data", "tune-save_dir"), ("model", "tune-mlflow_model_folder"))
+        uris = [bench.ask(store, kind, "show", name)["uri"] for kind, name in names]
+        self.save_dir, self.package = (Path(uri.removeprefix("file://")) for uri in uris)
 
     def weights(self, name):
         """{parameter: tensor} of `best` or `last`."""

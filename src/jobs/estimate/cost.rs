@@ -122,8 +122,8 @@ pub(super) fn text_layers(config: &ModelConfig, length: i64) -> Vec<Layer> {
 /// Kept activations of one image; `half` when matrix products are in 16-bit floats.
 ///
 /// A block of N tokens and C channels keeps, in units of N x C: the inputs of its two convolutions and of its two norms, the
-/// outputs of the norms, queries, keys and values, the mixed values, and twice 4 of the feed-forward network. Norms keep
-/// their input in f32, and softmax its output, which is kept once more in 16 bits.
+/// outputs of the norms, queries, keys and values, the mixed values, and twice 4 of the feed-forward network. Softmax keeps
+/// its output in f32, and it is kept once more in 16 bits.
 pub(super) fn image_kept(image: &ImageEncoderConfig, half: bool) -> Kept {
     let size = if half { 2.0 } else { 4.0 };
     let softmax = if half { 6.0 } else { 4.0 };
@@ -138,7 +138,7 @@ pub(super) fn image_kept(image: &ImageEncoderConfig, half: bool) -> Kept {
             let window = (image.window_size * image.window_size * image.num_heads[i]) as f64;
             let group = c * c / image.num_groups[i] as f64;
             for (attended, weights) in [(padded, padded * window), (n, group)] {
-                let inside = n * c * (size + 4.0 * 2.0 + size + 8.0 * size) + attended * c * 5.0 * size;
+                let inside = n * c * 12.0 * size + attended * c * 5.0 * size;
                 kept.block(n * c * size, inside + weights * softmax);
             }
         }
@@ -152,7 +152,7 @@ pub(super) fn text_kept(text: &TextConfig, length: i64, half: bool) -> f64 {
     let size = if half { 2.0 } else { 4.0 };
     let softmax = if half { 6.0 } else { 4.0 };
     let (l, w) = (length as f64, text.width as f64);
-    let layer = l * w * (2.0 * 4.0 + 18.0 * size) + text.heads as f64 * l * l * softmax;
+    let layer = l * w * 20.0 * size + text.heads as f64 * l * l * softmax;
     layer * text.layers as f64 + l * w * 4.0
 }
 
@@ -178,6 +178,7 @@ pub(super) mod tests {
                 depths: vec![1, 1, 9, 1],
                 window_size: 12,
                 drop_path_rate: 0.2,
+                activation_checkpoint: false,
             },
             text: TextConfig {
                 context_length: 77,

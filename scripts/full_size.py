@@ -1,0 +1,160 @@
+"""Trains the model at its real size for two steps, stops and resumes it, and watches its memory. See scripts/full-size."""
+
+import argparse
+import base64
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PREEMPTED = 23
+LABELS = ["a polyp", "normal mucosa", "oesophagitis"]
+# the published sizes
+MODEL = {
+    "IMAGE_ENCODER": {
+        "IMAGE_SIZE": [480, 480],
+        "IMAGE_MEAN": [0.485, 0.456, 0.406],
+        "IMAGE_STD": [0.229, 0.224, 0.225],
+        "SPEC": {
+            "DROP_PATH_RATE": 0.2,
+            "PATCH_SIZE": [7, 3, 3, 3],
+            "PATCH_STRIDE": [4, 2, 2, 2],
+            "PATCH_PADDING": [3, 1, 1, 1],
+            "PATCH_PRENORM": [False, True, True, True],
+            "DIM_EMBED": [256, 512, 1024, 2048],
+            "NUM_HEADS": [8, 16, 32, 64],
+            "NUM_GROUPS": [8, 16, 32, 64],
+            "DEPTHS": [1, 1, 9, 1],
+            "WINDOW_SIZE": 12,
+        },
+    },
+    "LANG_ENCODER": {"CONTEXT_LENGTH": 77, "WIDTH": 1024, "HEADS": 16, "LAYERS": 16, "AUTOGRESSIVE": False, "VOCAB_SIZE": 49408},
+    "UNICL_MODEL": {"DIM_PROJECTION": 1024},
+}
+# two steps, each followed by a checkpoint; everything is trained
+TRAINING = {
+    "MAX_NUM_EPOCHS": 1,
+    "TRAIN": {"BATCH_SIZE_TOTAL": 2, "BATCH_SIZE_PER_GPU": 2},
+    "IMAGE_ENCODER": {"SPEC": {"ENABLE_CHECKPOINT": True}},
+    "AUG": {"TORCHVISION_AUG": {"AUTO_AUGMENT": "ta_wide", "RE_PROB": 0.25}},
+    "WEIGHT_SMOOTHING": {"decay": 0.999},
+    "GRAD_CLIPPING": 0.07,
+    "EVAL_AT_START": False,
+    "LOG_EVERY": 1,
+    "SAVE_PER_OPTIM_STEPS": 1,
+    "EVALDATASET_LABELS": {"ZS_MODE": 2},
+    "TEST": {"BATCH_SIZE_PER_GPU": 2},
+}
+
+
+def write_inputs(folder):
+    rng = np.random.default_rng(1)
+    for name, count in (("train", 4), ("eval", 3)):
+        with (folder / f"{name}_images.tsv").open("w") as images, (folder / f"{name}_texts.tsv").open("w") as texts:
+            for n in range(count):
+                pixels = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((512, 512))
+                file = io.BytesIO()
+                pixels.save(file, "JPEG", quality=95)
+                label = n % len(LABELS)
+                row = {"class_id": label, "class_name": LABELS[label], "source": "made up", "task": "classification"}
+                images.write(f"{name}{n}\t{base64.b64encode(file.getvalue()).decode()}\n")
+                texts.write(f"{name}{n}\t{json.dumps(row)}\n")
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    (folder / "model.yaml").write_text(yaml.safe_dump(MODEL, sort_keys=False))
+    (folder / "train.yaml").write_text(yaml.safe_dump(TRAINING, sort_keys=False))
+    inputs = {
+        "mlflow_model_path": "model:base@latest",
+        "image_tsv": "train_images.tsv",
+        "text_tsv": "train_texts.tsv",
+        "eval_image_tsv": "eval_images.tsv",
+        "eval_text_tsv": "eval_texts.tsv",
+        "label_file": "labels.txt",
+        "conf_files": "train.yaml",
+    }
+    job = {"version": 1, "kind": "Finetune", "name": "full", "store": "store", "compute": {"device": "cpu"}}
+    job |= {"inputs": inputs, "parameters": {"precision": "bf16", "keep_checkpoints": 1}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+
+
+def peak_gb(pid):
+    """The most memory that a process has held so far, in 10^9 bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+class Run:
+    """A run of medtune whose log is read while it goes on."""
+
+    def __init__(self, medtune, folder, *arguments, stop=False):
+        command = [medtune, "--log-format", "json", "--store", str(folder / "store"), *map(str, arguments)]
+        env = os.environ | {"TMPDIR": str(folder / "tmp")}
+        started, self.events, self.peak, asked = time.monotonic(), [], 0.0, False
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env)
+        for line in process.stderr:
+            event = json.loads(line)
+            self.events.append(event)
+            print(f"  {time.monotonic() - started:6.1f} s  {event.get('message', line.strip())} {self.detail(event)}")
+            self.peak = max(self.peak, peak_gb(process.pid))
+            if stop and not asked and "curve is written" in event.get("message", ""):
+                process.send_signal(signal.SIGTERM)
+                asked = True
+        self.status = process.wait()
+
+    @staticmethod
+    def detail(event):
+        shown = ("step", "of", "loss", "lr", "checkpoint", "done", "total", "left_s", "zero_shot", "took", "version")
+        return " ".join(f"{key}={event[key]}" for key in shown if key in event)
+
+    def steps(self, message):
+        return [event["step"] for event in self.events if event.get("message") == message]
+
+
+def require(condition, text):
+    if not condition:
+        sys.exit(f"FAILED: {text}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--medtune", required=True)
+    parser.add_argument("--folder", type=Path, default=ROOT / "full-size")
+    parser.add_argument("--limit", type=float, default=20.0, help="most memory, 10^9 bytes")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    require(not folder.exists(), f"{folder} is there already: remove it, or give another --folder")
+    (folder / "tmp").mkdir(parents=True)
+    try:
+        write_inputs(folder)
+        print("initialise")
+        made = Run(options.medtune, folder, "model", "init", "--name", "base", "--config", folder / "model.yaml", "--label-texts", folder / "labels.txt")
+        require(made.status == 0, f"model init ended with {made.status}")
+        print("train, and stop in the first step")
+        first = Run(options.medtune, folder, "run", folder / "job.yaml", stop=True)
+        require(first.status == PREEMPTED, f"the stopped run ended with {first.status}")
+        require(first.steps("checkpoint complete") == [1], "there is no checkpoint of the first step")
+        print("go on")
+        second = Run(options.medtune, folder, "run", folder / "job.yaml")
+        require(second.status == 0, f"the resumed run ended with {second.status}")
+        require(second.steps("resuming from a checkpoint") == [1], "the run did not go on after the first step")
+        require(second.steps("checkpoint complete") == [2], "there is no checkpoint of the second step")
+        peak = max(made.peak, first.peak, second.peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9)
+        print(f"most memory: initialise {made.peak:.1f} GB, train {first.peak:.1f} GB, go on {second.peak:.1f} GB; at any time {peak:.1f} GB")
+        require(peak <= options.limit, f"{peak:.1f} GB are more than {options.limit} GB")
+        print("PASSED: full size, two steps, stopped and resumed")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
