@@ -11,7 +11,7 @@ fn main() {
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64");
     let build = || {
         let mut build = cc::Build::new();
-        build.cpp(true).pic(true).warnings(false).debug(false).std("c++17");
+        build.cpp(true).pic(true).warnings(false).debug(false).std("c++17").flag_if_supported("-Wno-psabi");
         if x86 {
             build.define("MT_X86", None);
         }

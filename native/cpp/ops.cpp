@@ -64,6 +64,14 @@ Tensor product(const Tensor &input, const Tensor &weight, const std::optional<Te
 // Rows from which the gradient of a weight is computed transposed: the other way oneDNN first turns the long operand.
 constexpr int64_t MANY_ROWS = 4096;
 
+bool by_onednn(at::ScalarType type) { return type == at::kFloat && prefers_onednn(); }
+
+// g [M, N] transposed times x [M, K].
+Tensor weight_gradient(const Tensor &g, const Tensor &x) {
+    if (!by_onednn(x.scalar_type())) return g.t().mm(x);
+    return g.size(0) >= MANY_ROWS ? product(x.t(), g.t(), std::nullopt).t().contiguous() : product(g.t(), x.t(), std::nullopt);
+}
+
 struct Linear : torch::autograd::Function<Linear> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight, const Tensor &bias) {
         Bare bare;
@@ -80,11 +88,41 @@ struct Linear : torch::autograd::Function<Linear> {
         auto g = grads[0].reshape({-1, grads[0].size(-1)});
         Tensor dx, dw, db;
         if (ctx->needs_input_grad(0)) dx = product(g, saved[1].t(), std::nullopt).view(saved[0].sizes());
-        if (ctx->needs_input_grad(1))
-            dw = g.size(0) >= MANY_ROWS ? product(x.t(), g.t(), std::nullopt).t().contiguous()
-                                        : product(g.t(), x.t(), std::nullopt);
+        if (ctx->needs_input_grad(1)) dw = weight_gradient(g, x);
         if (ctx->needs_input_grad(2)) db = g.sum(0);
         return {dx, dw, db};
+    }
+};
+
+// A linear layer behind GELU, of which only what goes into GELU is kept: a quarter of a block's activations less, for running
+// GELU once more in the backward pass. Under autocast the product is in its type, as everywhere.
+struct GeluLinear : torch::autograd::Function<GeluLinear> {
+    static Tensor forward(AutogradContext *ctx, const Tensor &h, const Tensor &weight, const Tensor &bias) {
+        auto device = h.device().type();
+        auto type = at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : h.scalar_type();
+        Bare bare;
+        auto before = h.to(type), w = weight.to(type);
+        ctx->save_for_backward({before, w});
+        auto x = at::gelu(before).reshape({-1, h.size(-1)});
+        auto shape = h.sizes().vec();
+        shape.back() = weight.size(0);
+        return (by_onednn(type) ? product(x, w, bias) : at::linear(x, w, bias.to(type))).view(shape);
+    }
+
+    static variable_list backward(AutogradContext *ctx, const variable_list &grads) {
+        Bare bare;
+        auto saved = ctx->get_saved_variables();
+        auto h = saved[0].reshape({-1, saved[0].size(-1)});
+        auto g = grads[0].to(h.scalar_type()).reshape({-1, grads[0].size(-1)});
+        Tensor dh, dw, db;
+        // gradients of other types than their inputs are cast by the engine
+        if (ctx->needs_input_grad(1)) dw = weight_gradient(g, at::gelu(h));
+        if (ctx->needs_input_grad(2)) db = g.sum(0, false, at::kFloat);
+        if (ctx->needs_input_grad(0)) {
+            auto dx = by_onednn(h.scalar_type()) ? product(g, saved[1].t(), std::nullopt) : g.mm(saved[1]);
+            dh = at::gelu_backward(dx, h).view(saved[0].sizes());
+        }
+        return {dh, dw, db};
     }
 };
 
@@ -235,6 +273,14 @@ char *mt_linear(const Tensor *x, const Tensor *weight, const Tensor *bias, Tenso
         bool ours = x->device().is_cpu() && !autocast(*x) && x->scalar_type() == at::kFloat && weight->scalar_type() == at::kFloat &&
                     x->dim() > 1 && x->numel() > 0 && prefers_onednn();
         *out = new Tensor(ours ? Linear::apply(*x, *weight, *bias) : at::linear(*x, *weight, *bias));
+    });
+}
+
+char *mt_gelu_linear(const Tensor *h, const Tensor *weight, const Tensor *bias, Tensor **out) {
+    return guarded([&] {
+        TORCH_CHECK(mt_has_kernels(h) && h->dim() > 1 && weight->dim() == 2 && weight->size(1) == h->size(-1), "a linear layer of ",
+                    h->toString(), " ", h->sizes(), " with weights ", weight->sizes());
+        *out = new Tensor(GeluLinear::apply(*h, *weight, *bias));
     });
 }
 

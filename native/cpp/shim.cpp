@@ -6,7 +6,6 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_foreach_zero.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <c10/core/GradMode.h>
 #include <dlfcn.h>
@@ -70,12 +69,10 @@ char *mt_scale(at::Tensor *const *list, size_t count, double factor) {
     });
 }
 
-// Sets every tensor to zero in place.
-char *mt_zero(at::Tensor *const *list, size_t count) {
+// Lets go of the gradients; the next backward pass makes new ones.
+char *mt_drop_gradients(at::Tensor *const *list, size_t count) {
     return guarded([&] {
-        c10::NoGradGuard no_grad;
-        auto t = tensors(list, count);
-        at::_foreach_zero_(t);
+        for (size_t i = 0; i < count; ++i) list[i]->mutable_grad().reset();
     });
 }
 

@@ -4,7 +4,7 @@ mod checkpoint;
 mod ops;
 
 pub use checkpoint::checkpoint;
-pub use ops::{channel_attention, has_kernels, linear, residual_depthwise, window_attention};
+pub use ops::{channel_attention, gelu_linear, has_kernels, linear, residual_depthwise, window_attention};
 
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use tch::Tensor;
@@ -31,7 +31,7 @@ unsafe extern "C" {
         norm: *mut c_double,
     ) -> *mut c_char;
     fn mt_scale(list: *const *const c_void, count: usize, factor: c_double) -> *mut c_char;
-    fn mt_zero(list: *const *const c_void, count: usize) -> *mut c_char;
+    fn mt_drop_gradients(list: *const *const c_void, count: usize) -> *mut c_char;
     fn mt_lerp(from: *const *const c_void, to: *const *const c_void, count: usize, weight: c_double) -> *mut c_char;
     fn mt_autocast_enter(cuda: c_int, bfloat16: c_int, enabled: *mut c_int, was_bfloat16: *mut c_int) -> *mut c_char;
     fn mt_autocast_exit(cuda: c_int, enabled: c_int, bfloat16: c_int);
@@ -146,17 +146,14 @@ pub fn scale(tensors: &[Tensor], factor: f64) -> Result<(), String> {
     check(unsafe { mt_scale(pointers.as_ptr(), pointers.len(), factor) })
 }
 
-/// Sets every tensor to zero, in place and outside the graph.
+/// Lets go of the gradients of leaf tensors: they take no memory until the next backward pass makes new ones.
 ///
 /// # Errors
 /// The text of libtorch's error.
-pub fn zero(tensors: &[Tensor]) -> Result<(), String> {
-    if tensors.is_empty() {
-        return Ok(());
-    }
+pub fn drop_gradients(tensors: &[Tensor]) -> Result<(), String> {
     let pointers = pointers(tensors);
     // SAFETY: as above.
-    check(unsafe { mt_zero(pointers.as_ptr(), pointers.len()) })
+    check(unsafe { mt_drop_gradients(pointers.as_ptr(), pointers.len()) })
 }
 
 /// Moves every tensor of `from` towards its partner in `to`: `from += weight * (to - from)`, in place, outside the graph.

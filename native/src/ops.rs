@@ -9,6 +9,12 @@ use tch::Tensor;
 unsafe extern "C" {
     fn mt_has_kernels(x: *const c_void) -> c_int;
     fn mt_linear(x: *const c_void, weight: *const c_void, bias: *const c_void, out: *mut *mut c_void) -> *mut c_char;
+    fn mt_gelu_linear(
+        h: *const c_void,
+        weight: *const c_void,
+        bias: *const c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
     fn mt_window_attention(
         qkv: *const c_void,
         bias: *const c_void,
@@ -51,6 +57,15 @@ pub fn has_kernels(x: &Tensor) -> bool {
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, String> {
     // SAFETY: live tensors, borrowed for the call.
     result(|out| unsafe { mt_linear(raw(x), raw(weight), raw(bias), out) })
+}
+
+/// [`linear`] of GELU of `h`, which keeps `h` alone for the backward pass; `h` is one that [`has_kernels`].
+///
+/// # Errors
+/// A text naming shapes or types that do not fit.
+pub fn gelu_linear(h: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, String> {
+    // SAFETY: as above.
+    result(|out| unsafe { mt_gelu_linear(raw(h), raw(weight), raw(bias), out) })
 }
 
 /// Attention inside windows of `size` x `size` tokens: qkv [B, H, W, 3C], where q, k and v are each [heads, C / heads], to

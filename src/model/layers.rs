@@ -53,6 +53,14 @@ impl Linear {
         &self.bias
     }
 
+    /// The layer on GELU of `h`.
+    pub(crate) fn after_gelu(&self, h: &Tensor) -> TchResult<Tensor> {
+        if medtune_native::has_kernels(h) {
+            return medtune_native::gelu_linear(h, &self.weight, &self.bias).map_err(TchError::Torch);
+        }
+        self.forward(&h.f_gelu("none")?)
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
         medtune_native::linear(x, &self.weight, &self.bias).map_err(TchError::Torch)
     }

@@ -79,8 +79,8 @@ impl Block {
         };
         let x = self.residual(&x, attended, drop_path, 0)?;
         let x = self.conv2.residual_depthwise(&x)?;
-        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x)?)?.f_gelu("none")?;
-        self.residual(&x, self.fc2.forward(&hidden)?, drop_path, 1)
+        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x)?)?;
+        self.residual(&x, self.fc2.after_gelu(&hidden)?, drop_path, 1)
     }
 
     fn residual(&self, x: &Tensor, branch: Tensor, drop_path: Option<&DropPath>, which: u64) -> TchResult<Tensor> {
