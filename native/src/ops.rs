@@ -49,7 +49,7 @@ pub fn has_kernels(x: &Tensor) -> bool {
     unsafe { mt_has_kernels(raw(x)) == 1 }
 }
 
-/// `x W^t + b`: x [..., in], weight [out, in], bias [out]. In f32 on processors that are not Intel's by oneDNN, forward and
+/// `x W^t + b`: x [..., in], weight `[out, in]`, bias `[out]`. In f32 on processors that are not Intel's by oneDNN, forward and
 /// backward; everywhere else libtorch's own, autocast included.
 ///
 /// # Errors
@@ -69,7 +69,7 @@ pub fn gelu_linear(h: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor,
 }
 
 /// Attention inside windows of `size` x `size` tokens: qkv [B, H, W, 3C], where q, k and v are each [heads, C / heads], to
-/// [B, H, W, C]. The grid counts as padded up to whole windows with tokens whose key and value are `bias` [3C] (f32).
+/// [B, H, W, C]. The grid counts as padded up to whole windows with tokens whose key and value are `bias` `[3C]` (f32).
 ///
 /// # Errors
 /// A text naming shapes or types that do not fit.
@@ -87,7 +87,7 @@ pub fn channel_attention(qkv: &Tensor, groups: i64) -> Result<Tensor, String> {
     result(|out| unsafe { mt_channel_attention(raw(qkv), groups, out) })
 }
 
-/// `x` plus its 3x3 depthwise convolution with zero padding: x [B, H, W, C], weight [C, 1, 3, 3] and bias [C] in f32.
+/// `x` plus its 3x3 depthwise convolution with zero padding: x [B, H, W, C], weight [C, 1, 3, 3] and bias `[C]` in f32.
 ///
 /// # Errors
 /// A text naming shapes or types that do not fit.
