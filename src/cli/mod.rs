@@ -131,6 +131,8 @@ pub fn main() -> ExitCode {
     if cli.verb.computes() {
         run::let_idle_threads_sleep(&environment);
     }
+    // after the line above, which starts the program anew: the mask would be inherited
+    let started = started.and_then(|()| crate::telemetry::stop::keep_from_other_threads());
     let Err(error) = started.and_then(|()| cli.run(&environment)) else { return ExitCode::SUCCESS };
     let (kind, code) = (error.kind(), error.kind().exit_code());
     match format {

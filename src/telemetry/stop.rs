@@ -8,8 +8,13 @@
 //! - A signal that the process was started with as ignored (a shell's `&`, `trap '' INT`) stays ignored.
 //!
 //! The handlers only store numbers; everything else happens where the number is read.
+//!
+//! They must not run on a thread that computes: a handler's frame goes below the stack pointer, and matrix kernels that are
+//! compiled at run time keep other things there (oneDNN's f32 ones do: their buffers were overwritten). So a program that
+//! computes calls [`keep_from_other_threads`] first.
 
 use crate::error::{Error, Result};
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -70,6 +75,24 @@ impl Drop for StopSignal {
     }
 }
 
+/// Has SIGTERM and SIGINT delivered to a thread that does nothing else: they are blocked in the calling thread, and in all that
+/// it starts from now on. To be called before any other thread is started.
+///
+/// # Errors
+/// [`crate::ErrorKind::Internal`] if the thread cannot be started or the signals cannot be blocked.
+pub fn keep_from_other_threads() -> Result<()> {
+    let failed = "cannot give signals a thread of their own";
+    // started first, since it inherits what is not blocked yet
+    let idle = std::thread::Builder::new().name("signals".to_owned()).spawn(|| {
+        loop {
+            std::thread::park();
+        }
+    });
+    idle.map_err(|e| Error::internal(failed).with_source(e))?;
+    let set: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    set.thread_block().map_err(|e| Error::internal(failed).with_source(e))
+}
+
 /// The name of the signal that asked this process to stop while a [`StopSignal`] was alive; `None` while there was none.
 #[must_use]
 pub fn requested() -> Option<&'static str> {
@@ -109,6 +132,8 @@ fn ignored() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::kill;
+    use nix::unistd::Pid;
     use signal_hook::low_level::raise;
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Output};
@@ -152,6 +177,22 @@ mod tests {
                 raise(SIGTERM).unwrap();
                 say(stop.requested().unwrap_or("nothing"));
             }
+            Ok("kept") => {
+                keep_from_other_threads().unwrap();
+                // to the process, as schedulers send it
+                let send = || kill(Pid::this(), Signal::SIGTERM).unwrap();
+                let stop = StopSignal::listen().unwrap();
+                send();
+                while stop.requested().is_none() {
+                    std::thread::yield_now();
+                }
+                let blocked = SigSet::thread_get_mask().unwrap();
+                say(&format!("{} {}", stop.requested().unwrap(), blocked.contains(Signal::SIGTERM)));
+                drop(stop);
+                send();
+                std::thread::sleep(std::time::Duration::from_secs(10));
+                say("too much");
+            }
             _ => {}
         }
     }
@@ -187,6 +228,12 @@ mod tests {
     fn without_a_listener_a_signal_ends_the_process() {
         let (output, said) = run("unheard", "");
         assert_eq!((output.status.signal(), said), (Some(SIGTERM), vec!["nobody listens".to_owned()]));
+    }
+
+    #[test]
+    fn a_thread_of_their_own_hears_signals_that_the_others_block() {
+        let (output, said) = run("kept", "");
+        assert_eq!((output.status.signal(), said), (Some(SIGTERM), vec!["SIGTERM true".to_owned()]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from datetime import datetime
+from pathlib import Path
 
 import handmade
 import pytest
@@ -161,6 +162,16 @@ def test_killed_ten_times(bench, job, calm):
     assert outcome(Result(bench, store)) == outcome(result)
 
 
+def listening(pid):
+    """Names of the threads that SIGTERM or SIGINT may interrupt."""
+    names, asked = [], 1 << signal.SIGTERM - 1 | 1 << signal.SIGINT - 1
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        if int(fields["SigBlk"], 16) & asked != asked:
+            names.append(fields["Name"])
+    return names
+
+
 def test_asked_to_stop(bench, job, calm):
     """SIGTERM, then SIGINT: each ends with a checkpoint of the very step, a code that says to run it again, and nothing lost."""
     _, result, duration = calm
@@ -169,6 +180,8 @@ def test_asked_to_stop(bench, job, calm):
     for number, pause in ((signal.SIGTERM, 0.13), (signal.SIGINT, 0.21)):
         events = bench.start(store, job)
         assert events.when(training), events.seen[-5:]
+        # on the stack of a thread that computes, a signal's frame would overwrite what matrix kernels keep there
+        assert listening(events.process.pid) == ["signals"]
         time.sleep(pause * duration)
         asked = time.monotonic()
         events.process.send_signal(number)
