@@ -6,8 +6,9 @@
 use clap::{Parser, ValueEnum};
 use medtune::Result;
 use medtune::config::job::Compute;
+use medtune::config::parse_yaml;
 use medtune::infer::device;
-use medtune::model::config::{ImageEncoderConfig, ModelConfig, TextConfig};
+use medtune::model::config::ModelConfig;
 use medtune::model::unicl::UniCl;
 use medtune::model::{init, params::Params, weights};
 use medtune::train::loss::{Targets, unicl_loss};
@@ -59,36 +60,19 @@ enum Precision {
     Bf16,
 }
 
-/// MedImageInsight with its widths divided, and as many heads and groups fewer.
-fn sizes(divide: i64) -> ModelConfig {
-    let scaled = |list: [i64; 4]| list.map(|n| n / divide).to_vec();
-    ModelConfig {
-        image: ImageEncoderConfig {
-            image_size: [480, 480],
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
-            patch_size: vec![7, 3, 3, 3],
-            patch_stride: vec![4, 2, 2, 2],
-            patch_padding: vec![3, 1, 1, 1],
-            patch_prenorm: vec![false, true, true, true],
-            dim_embed: scaled([256, 512, 1024, 2048]),
-            num_heads: scaled([8, 16, 32, 64]),
-            num_groups: scaled([8, 16, 32, 64]),
-            depths: vec![1, 1, 9, 1],
-            window_size: 12,
-            drop_path_rate: 0.0,
-            activation_checkpoint: false,
-        },
-        text: TextConfig {
-            context_length: 77,
-            width: 1024 / divide,
-            heads: 16 / divide,
-            layers: 16,
-            vocab_size: 49408,
-            causal: false,
-        },
-        projection: 1024 / divide,
+/// MedImageInsight with its widths divided, and as many heads and groups fewer; without drop path.
+fn sizes(divide: i64) -> Result<ModelConfig> {
+    let origin = "benches/medimageinsight.yaml";
+    let mut config = ModelConfig::from_yaml(&parse_yaml(include_str!("medimageinsight.yaml"), origin)?, origin)?;
+    let image = &mut config.image;
+    for list in [&mut image.dim_embed, &mut image.num_heads, &mut image.num_groups] {
+        list.iter_mut().for_each(|n| *n /= divide);
     }
+    image.drop_path_rate = 0.0;
+    config.text.width /= divide;
+    config.text.heads /= divide;
+    config.projection /= divide;
+    Ok(config)
 }
 
 /// Floating-point operations of one pair's forward pass that no implementation can do without: work on real tokens.
@@ -186,7 +170,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let compute = Compute { device: arguments.device.clone(), threads: arguments.threads };
     let device = device::select(&compute)?;
-    let mut config = sizes(arguments.divide);
+    let mut config = sizes(arguments.divide)?;
     if let Some(folder) = &arguments.export {
         let yaml = serde_yaml_ng::to_string(&config.to_yaml()).expect("a configuration is YAML");
         std::fs::write(folder.join("config.yaml"), yaml).expect("the folder can be written to");
@@ -200,6 +184,8 @@ fn main() -> Result<()> {
     let mut params = params.to_device(device)?;
     params.set_requires_grad(true)?;
     let mut step = Step::new(&arguments, &config, &params, device)?;
+    // the backward pass is twice the work of the forward pass
+    let gflop = 3e-9 * arguments.batch as f64 * forward_flops(&config);
     if arguments.ask {
         println!("{}", json!({ "ready": true }));
         for _ in std::io::stdin().lock().lines() {
@@ -208,10 +194,7 @@ fn main() -> Result<()> {
             let cpu = cpu_seconds() - before;
             println!("{}", json!({ "seconds": time.as_secs_f64(), "cpu_seconds": cpu, "loss": loss }));
         }
-        println!(
-            "{}",
-            json!({ "peak_rss_gib": peak_rss(), "step_gflop": 3e-9 * arguments.batch as f64 * forward_flops(&config) })
-        );
+        println!("{}", json!({ "peak_rss_gib": peak_rss(), "step_gflop": gflop }));
         return Ok(());
     }
     step.run()?;
@@ -219,8 +202,6 @@ fn main() -> Result<()> {
         (0..arguments.steps.max(1)).map(|_| Ok(step.run()?.0.as_secs_f64())).collect::<Result<_>>()?;
     times.sort_by(f64::total_cmp);
     let (least, median) = (times[0], times[times.len() / 2]);
-    // the backward pass is twice the work of the forward pass
-    let gflop = 3e-9 * arguments.batch as f64 * forward_flops(&config);
     println!(
         "{}",
         json!({

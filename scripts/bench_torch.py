@@ -1,6 +1,6 @@
 """The peer of benches/train_step.rs: the same training step in PyTorch eager mode. Takes a step for every line of its standard input.
 
-The model is the tests' independent one (timm's DaViT, a text tower of stock modules), with the weights, pixels and texts of the bench;
+The model and the loss are the tests' independent ones (timm's DaViT, a text tower of stock modules), with the weights, pixels and texts of the bench;
 the optimizer is torch.optim.AdamW as it comes. Prints one JSON object a step, and a last one with the peak memory.
 """
 
@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
-from reference import Reference  # noqa: E402
+from torch_training import UniCL, unicl_loss  # noqa: E402
 
 
 def pixels(batch, height, width):
@@ -34,30 +33,6 @@ def tokens(batch):
     ids[:, 0] = 49406
     ids[:, 1:7] = torch.arange(batch)[:, None] * 6 + torch.arange(6) + 320
     return ids
-
-
-class Step(torch.nn.Module):
-    """Both towers and the contrastive loss of pairs that are each their only positive."""
-
-    def __init__(self, config, state):
-        super().__init__()
-        both = Reference(config, state)
-        self.image, self.text = both.image, both.text
-        self.image_projection = torch.nn.Parameter(state["image_projection"].clone())
-        self.lang_projection = torch.nn.Parameter(state["lang_projection"].clone())
-        self.logit_scale = torch.nn.Parameter(state["logit_scale"].clone())
-
-    def encode(self, images, ids, mask):
-        """Unit vectors of both, [B, P]."""
-        image = self.image(images) @ self.image_projection
-        text = self.text(ids, mask) @ self.lang_projection
-        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-
-    def loss(self, image, text):
-        """The mean of both directions' cross entropies, in f32."""
-        logits = image @ text.T * self.logit_scale.exp()
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def main():
@@ -76,18 +51,18 @@ def main():
     device = torch.device(arguments.device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
-    model = Step(config, load_file(arguments.weights)).to(device).train()
+    model = UniCL(config, load_file(arguments.weights)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2)
     height, width = config["IMAGE_ENCODER"]["IMAGE_SIZE"]
     images, ids = pixels(arguments.batch, height, width).to(device), tokens(arguments.batch).to(device)
     mask = torch.ones_like(ids)
-    encode = torch.compile(model.encode) if arguments.compile else model.encode
+    encode = torch.compile(model) if arguments.compile else model
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
             image, text = encode(images, ids, mask)
-        loss = model.loss(image, text)
+        loss = unicl_loss(image.float(), text.float(), model.logit_scale, range(arguments.batch))
         loss.backward()
         optimizer.step()
         return loss.item()

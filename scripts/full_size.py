@@ -1,7 +1,6 @@
 """Trains the model at its real size for two steps, stops and resumes it, and watches its memory. See scripts/full-size."""
 
 import argparse
-import base64
 import io
 import json
 import os
@@ -18,30 +17,12 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "python"))
+from harness import write_tsv  # noqa: E402
+
 PREEMPTED = 23
 LABELS = ["a polyp", "normal mucosa", "oesophagitis"]
-# the published sizes
-MODEL = {
-    "IMAGE_ENCODER": {
-        "IMAGE_SIZE": [480, 480],
-        "IMAGE_MEAN": [0.485, 0.456, 0.406],
-        "IMAGE_STD": [0.229, 0.224, 0.225],
-        "SPEC": {
-            "DROP_PATH_RATE": 0.2,
-            "PATCH_SIZE": [7, 3, 3, 3],
-            "PATCH_STRIDE": [4, 2, 2, 2],
-            "PATCH_PADDING": [3, 1, 1, 1],
-            "PATCH_PRENORM": [False, True, True, True],
-            "DIM_EMBED": [256, 512, 1024, 2048],
-            "NUM_HEADS": [8, 16, 32, 64],
-            "NUM_GROUPS": [8, 16, 32, 64],
-            "DEPTHS": [1, 1, 9, 1],
-            "WINDOW_SIZE": 12,
-        },
-    },
-    "LANG_ENCODER": {"CONTEXT_LENGTH": 77, "WIDTH": 1024, "HEADS": 16, "LAYERS": 16, "AUTOGRESSIVE": False, "VOCAB_SIZE": 49408},
-    "UNICL_MODEL": {"DIM_PROJECTION": 1024},
-}
+SIZES = ROOT / "benches" / "medimageinsight.yaml"
 # two steps, each followed by a checkpoint; everything is trained
 TRAINING = {
     "MAX_NUM_EPOCHS": 1,
@@ -58,20 +39,23 @@ TRAINING = {
 }
 
 
-def write_inputs(folder):
+def rows(name, count):
+    """[(key, JPEG, text row)] of made-up images."""
     rng = np.random.default_rng(1)
+    for n in range(count):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((512, 512)).save(file, "JPEG", quality=95)
+        label = n % len(LABELS)
+        row = {"class_id": label, "class_name": LABELS[label], "source": "made up", "task": "classification"}
+        yield f"{name}{n}", file.getvalue(), row
+
+
+def write_inputs(folder):
     for name, count in (("train", 4), ("eval", 3)):
-        with (folder / f"{name}_images.tsv").open("w") as images, (folder / f"{name}_texts.tsv").open("w") as texts:
-            for n in range(count):
-                pixels = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((512, 512))
-                file = io.BytesIO()
-                pixels.save(file, "JPEG", quality=95)
-                label = n % len(LABELS)
-                row = {"class_id": label, "class_name": LABELS[label], "source": "made up", "task": "classification"}
-                images.write(f"{name}{n}\t{base64.b64encode(file.getvalue()).decode()}\n")
-                texts.write(f"{name}{n}\t{json.dumps(row)}\n")
+        found = list(rows(name, count))
+        write_tsv(folder / f"{name}_images.tsv", [(key, jpeg) for key, jpeg, _ in found])
+        write_tsv(folder / f"{name}_texts.tsv", [(key, row) for key, _, row in found])
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
-    (folder / "model.yaml").write_text(yaml.safe_dump(MODEL, sort_keys=False))
     (folder / "train.yaml").write_text(yaml.safe_dump(TRAINING, sort_keys=False))
     inputs = {
         "mlflow_model_path": "model:base@latest",
@@ -137,7 +121,7 @@ def main():
     try:
         write_inputs(folder)
         print("initialise")
-        made = Run(options.medtune, folder, "model", "init", "--name", "base", "--config", folder / "model.yaml", "--label-texts", folder / "labels.txt")
+        made = Run(options.medtune, folder, "model", "init", "--name", "base", "--config", SIZES, "--label-texts", folder / "labels.txt")
         require(made.status == 0, f"model init ended with {made.status}")
         print("train, and stop in the first step")
         first = Run(options.medtune, folder, "run", folder / "job.yaml", stop=True)

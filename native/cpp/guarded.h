@@ -1,4 +1,4 @@
-// What every function of the C ABI is wrapped in: an exception becomes a text, and null means that all went well.
+// What every function of the C ABI that can fail is wrapped in: an exception becomes a text, and null means that all went well.
 #pragma once
 #include <ATen/ATen.h>
 

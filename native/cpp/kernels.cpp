@@ -56,7 +56,7 @@ inline void put(uint16_t *p, float v) {
     *p = v != v ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// Copies a row of n numbers, times `factor`, to floats padded with zeros up to `to`.
+// Copies a row of n numbers, times `factor`, to floats padded with zeros up to `until`.
 template <typename T> inline void take(const T *from, int64_t n, float factor, float *to, int64_t until) {
     int64_t i = 0;
     for (; i + W <= n; i += W) store(to + i, load(from + i) * factor);

@@ -265,7 +265,7 @@ extern "C" {
 
 // Whether the operations below take this tensor: f32 or bfloat16 on the CPU.
 int mt_has_kernels(const Tensor *x) {
-    return x->device().is_cpu() && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16);
+    return x->defined() && x->device().is_cpu() && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16);
 }
 
 char *mt_linear(const Tensor *x, const Tensor *weight, const Tensor *bias, Tensor **out) {
@@ -286,9 +286,9 @@ char *mt_gelu_linear(const Tensor *h, const Tensor *weight, const Tensor *bias, 
 
 char *mt_window_attention(const Tensor *qkv, const Tensor *bias, int64_t heads, int64_t size, Tensor **out) {
     return guarded([&] {
-        TORCH_CHECK(mt_has_kernels(qkv) && qkv->dim() == 4 && qkv->size(3) % (3 * heads) == 0 && size > 0, "window attention of ",
+        TORCH_CHECK(mt_has_kernels(qkv) && qkv->dim() == 4 && heads > 0 && size > 0 && qkv->size(3) % (3 * heads) == 0, "window attention of ",
                     qkv->toString(), " ", qkv->sizes(), " with ", heads, " heads");
-        TORCH_CHECK(bias->scalar_type() == at::kFloat && bias->is_contiguous() && bias->numel() == qkv->size(3),
+        TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == at::kFloat && bias->is_contiguous() && bias->numel() == qkv->size(3),
                     "window attention with a bias of ", bias->toString(), " ", bias->sizes());
         *out = new Tensor(Window::apply(*qkv, *bias, heads, size));
     });
@@ -296,7 +296,7 @@ char *mt_window_attention(const Tensor *qkv, const Tensor *bias, int64_t heads, 
 
 char *mt_channel_attention(const Tensor *qkv, int64_t groups, Tensor **out) {
     return guarded([&] {
-        TORCH_CHECK(mt_has_kernels(qkv) && qkv->dim() == 3 && qkv->size(2) % (3 * groups) == 0, "channel attention of ",
+        TORCH_CHECK(mt_has_kernels(qkv) && qkv->dim() == 3 && groups > 0 && qkv->size(2) % (3 * groups) == 0, "channel attention of ",
                     qkv->toString(), " ", qkv->sizes(), " in ", groups, " groups");
         *out = new Tensor(Channel::apply(*qkv, groups));
     });
@@ -304,7 +304,7 @@ char *mt_channel_attention(const Tensor *qkv, int64_t groups, Tensor **out) {
 
 char *mt_residual_depthwise(const Tensor *x, const Tensor *weight, const Tensor *bias, Tensor **out) {
     return guarded([&] {
-        TORCH_CHECK(mt_has_kernels(x) && x->dim() == 4 && weight->scalar_type() == at::kFloat && bias->scalar_type() == at::kFloat &&
+        TORCH_CHECK(mt_has_kernels(x) && x->dim() == 4 && weight->is_cpu() && bias->is_cpu() && weight->scalar_type() == at::kFloat && bias->scalar_type() == at::kFloat &&
                         weight->numel() == 9 * x->size(3) && bias->is_contiguous() && bias->numel() == x->size(3),
                     "3x3 depthwise convolution of ", x->toString(), " ", x->sizes(), " with weights ", weight->sizes());
         *out = new Tensor(ResidualDepthwise::apply(*x, *weight, *bias));

@@ -1,4 +1,4 @@
-// Calls of libtorch that tch 0.24 does not expose, behind a C ABI. Every function returns null, or an error text that the
+// Calls of libtorch that tch 0.24 does not expose, behind a C ABI. Every function that can fail returns null, or an error text that the
 // caller frees with mt_free; no C++ exception crosses the boundary.
 #include "guarded.h"
 #include <ATen/autocast_mode.h>

@@ -1,4 +1,4 @@
-//! The libtorch calls that `tch` does not expose, each a safe function over `cpp/shim.cpp`.
+//! The libtorch calls that `tch` does not expose, each a safe function over `cpp/`.
 
 mod checkpoint;
 mod ops;

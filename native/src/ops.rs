@@ -42,7 +42,7 @@ fn result(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, 
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
-/// Whether [`window_attention`], [`channel_attention`] and [`residual_depthwise`] take `x`: f32 or bf16 on the CPU.
+/// Whether [`gelu_linear`], [`window_attention`], [`channel_attention`] and [`residual_depthwise`] take `x`: f32 or bf16 on the CPU.
 #[must_use]
 pub fn has_kernels(x: &Tensor) -> bool {
     // SAFETY: a live tensor, borrowed for the call.

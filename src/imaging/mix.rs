@@ -91,7 +91,6 @@ impl Mix {
         }
         let (upper, lower) = pixels.split_at_mut(pixels.len() / image / 2 * image);
         // of an odd number of images the middle one is its own partner, and stays
-        let lower = &mut lower[..];
         let skip = lower.len() - upper.len();
         for (one, other) in upper.chunks_exact_mut(image).zip(lower[skip..].chunks_exact_mut(image).rev()) {
             match self.cut {

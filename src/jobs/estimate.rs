@@ -10,9 +10,9 @@ use self::cost::{Layer, image_kept, image_layers, text_kept, text_layers};
 use super::ResolvedInput;
 use super::finetune::{Sets, open_sets, training_for};
 use crate::config::job::Compute;
-use crate::config::parameters::{ContrastiveBatch, FinetuneParameters, Precision};
+use crate::config::parameters::{ContrastiveBatch, FinetuneParameters};
 use crate::config::training::TrainingConfig;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::imaging::SampleRng;
 use crate::infer::{check_vocabulary, device, model_config};
 use crate::model::config::ModelConfig;
@@ -26,7 +26,6 @@ use crate::train::precision::Mode;
 use crate::train::trainer::{Training, rules};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Captions and tags that are looked at for the length of texts.
@@ -145,10 +144,7 @@ pub(super) fn of_finetune(
     parameters: &FinetuneParameters,
     compute: &Compute,
 ) -> Result<Estimate> {
-    let path = |name: &str| -> Result<&Path> {
-        let input = inputs.get(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")))?;
-        Ok(&input.path)
-    };
+    let path = |name: &str| Ok(super::resolved(inputs, name)?.path.as_path());
     let base = read_package(path("mlflow_model_path")?).context(|| "input mlflow_model_path")?;
     let parsed = training_for(&base, path("conf_files")?, parameters)?;
     let (config, mut warnings) = (parsed.config, parsed.warnings);
@@ -163,9 +159,7 @@ pub(super) fn of_finetune(
     let device = device::select(compute)?;
     let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
     let half = mode != Mode::F32;
-    if half && parameters.precision == Precision::Auto && !device.is_cuda() {
-        warnings.push("FP16: a CPU computes in bfloat16 instead of float16".to_owned());
-    }
+    warnings.extend(mode.substitution(parameters.precision, config.fp16).map(str::to_owned));
     let (trained, unmatched) = trained(&sizes, &config)?;
     let twice = parameters.contrastive_batch == ContrastiveBatch::Total && config.micro_batches() > 1;
     let shape = Shape { config: &config, sizes: &sizes, half, twice, texts };
@@ -175,10 +169,8 @@ pub(super) fn of_finetune(
     let (flop_per_second, efficiency) = (speed::measure(device, half)?, speed::efficiency(device, half));
     let rate = flop_per_second * efficiency;
     let knn_rows = if config.eval_knn.is_some() { reference } else { 0 };
-    // evaluation computes in f32
-    let plain = if half { speed::measure(device, false)? * speed::efficiency(device, false) } else { rate };
     let forward: f64 = image_layers(&sizes).iter().map(|l| l.flop).sum();
-    let evaluation = forward * ((validation.len() + knn_rows) * steps.evaluations) as f64 / plain;
+    let evaluation = forward * ((validation.len() + knn_rows) * steps.evaluations) as f64 / rate;
     Ok(Estimate {
         parameters: trained.count(&sizes),
         unmatched_patterns: unmatched,

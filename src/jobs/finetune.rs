@@ -41,6 +41,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
 
     let device = device::select(context.compute)?;
     let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
+    if let Some(warning) = mode.substitution(parameters.precision, config.fp16) {
+        tracing::warn!("{warning}");
+    }
     let mut sizes = model_config(&base)?;
     if let Some(rate) = config.drop_path_rate {
         sizes.image.drop_path_rate = rate;
@@ -69,7 +72,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         mixup: config.mixup.as_ref(),
         prompts: &prompts,
         batch_size: config.batch_size,
-        batches: Training::steps_per_epoch(&config, sets.train.len()) * (config.batch_total / config.batch_size),
+        batches: Training::steps_per_epoch(&config, sets.train.len()) * config.micro_batches(),
         shuffle: config.shuffle,
         seed: parameters.seed,
     };
@@ -153,7 +156,7 @@ fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets>
 /// The TSVs of the inputs, their rows checked; images are not looked at.
 pub(super) fn open_sets(inputs: &BTreeMap<String, ResolvedInput>, config: &TrainingConfig) -> Result<Sets> {
     let given = |name: &str| inputs.get(name).map(|input| input.path.as_path());
-    let path = |name: &str| given(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")));
+    let path = |name: &str| Ok(super::resolved(inputs, name)?.path.as_path());
     let labels = Labels::read(path("label_file")?)?;
     let open = |images: &Path, texts: &Path| ImageTextPairs::open(images, texts, &labels);
     let train = ImageTextPairs::open_training(path("image_tsv")?, path("text_tsv")?, &labels)?;

@@ -57,7 +57,7 @@ impl StepContext<'_> {
     /// # Errors
     /// [`crate::ErrorKind::Internal`].
     pub fn input(&self, name: &str) -> Result<&ResolvedInput> {
-        self.inputs.get(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")))
+        resolved(self.inputs, name)
     }
 
     /// The path of a required input.
@@ -126,6 +126,11 @@ pub struct Produced {
     pub summary: Option<String>,
     /// A folder of the store that is of no use once the outputs are published.
     pub used_up: Option<String>,
+}
+
+/// An input that the job must have; the runner has checked it.
+fn resolved<'a>(inputs: &'a BTreeMap<String, ResolvedInput>, name: &str) -> Result<&'a ResolvedInput> {
+    inputs.get(name).ok_or_else(|| Error::internal(format!("input '{name}' was not resolved")))
 }
 
 /// Runs one step.

@@ -173,8 +173,7 @@ impl Runner<'_> {
         let mut record = StepRecord::start(name, step.kind.name(), "");
         // in the store before the work: the record of a killed run names the step it died in
         self.record.steps.push(record.clone());
-        self.record.save(self.store)?;
-        let result = self.step(name, step, scratch, &mut record);
+        let result = self.record.save(self.store).and_then(|()| self.step(name, step, scratch, &mut record));
         self.record.steps.pop();
         record.duration_s = started.elapsed().as_secs_f64();
         scratch.clear(name);

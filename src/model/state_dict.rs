@@ -97,7 +97,12 @@ impl<'a> Records<'a> {
         for (&n, &step) in tensor.shape.iter().zip(&tensor.stride) {
             last = (n - 1).max(0).checked_mul(step).and_then(|s| last.checked_add(s)).ok_or_else(outside)?;
         }
+        let numbers = tensor.shape.iter().try_fold(1i64, |all, &n| all.checked_mul(n)).ok_or_else(outside)?;
         let count = if tensor.shape.contains(&0) { 0 } else { last.checked_add(1).ok_or_else(outside)? };
+        // a tensor of few numbers can be of any size; no state dict holds one
+        if numbers > count {
+            return Err(format!("tensor '{name}' repeats its numbers: call .contiguous() on it before saving"));
+        }
         let bytes = |n: i64| usize::try_from(n).ok().and_then(|n| n.checked_mul(width));
         let (offset, length) = (bytes(tensor.offset).ok_or_else(outside)?, bytes(count).ok_or_else(outside)?);
         if offset.checked_add(length).is_none_or(|end| end > size) {
@@ -352,7 +357,7 @@ impl<'a> Machine<'a> {
     /// `('storage', type, key, place, count)` to a storage.
     fn persistent(&mut self) -> Result<(), String> {
         let parts = match self.pop()? {
-            Value::Tuple(index) => self.tuples[index].clone(),
+            Value::Tuple(index) => self.parts(index)?,
             _ => Vec::new(),
         };
         let [Value::Text(_), Value::Global(Global::Storage(dtype)), Value::Text(key), ..] = parts.as_slice() else {
@@ -369,7 +374,7 @@ impl<'a> Machine<'a> {
         let (Value::Tuple(arguments), Value::Global(function)) = (arguments, function) else {
             return Err("the pickle calls something that is no function".to_owned());
         };
-        let arguments = self.tuples[arguments].clone();
+        let arguments = self.parts(arguments)?;
         let made = match (function, arguments.as_slice()) {
             (Global::OrderedDict, []) => {
                 self.dicts.push(Vec::new());
@@ -394,9 +399,22 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// A copy of a tuple's parts; a long one that is asked for again and again would take more memory than the file.
+    fn parts(&self, tuple: usize) -> Result<Vec<Value>, String> {
+        const MOST: usize = 16;
+        let parts = &self.tuples[tuple];
+        if parts.len() > MOST {
+            return Err(format!(
+                "the pickle uses a tuple of {} parts; no tensor is made of more than {MOST}",
+                parts.len()
+            ));
+        }
+        Ok(parts.clone())
+    }
+
     fn sizes(&self, tuple: usize) -> Result<Vec<i64>, String> {
         let size = |v: &Value| if let Value::Int(n) = v { Some(*n).filter(|n| *n >= 0) } else { None };
-        let sizes: Option<Vec<i64>> = self.tuples[tuple].iter().map(size).collect();
+        let sizes: Option<Vec<i64>> = self.parts(tuple)?.iter().map(size).collect();
         sizes.ok_or_else(|| "the pickle holds a tensor of impossible sizes".to_owned())
     }
 }
@@ -463,6 +481,16 @@ mod tests {
             let error = entries(&archive(&dict("x", &value))).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn no_small_file_takes_much_memory() {
+        let error = entries(&archive(&dict("w", &tensor(0, [200, 4], [0, 1])))).unwrap_err();
+        assert!(error.contains("'w' repeats its numbers"), "{error}");
+        // a tuple of twenty numbers that is asked for as a storage
+        let long = [b"(".to_vec(), b"K\x01".repeat(20), b"tQ.".to_vec()].concat();
+        let error = entries(&archive(&long)).unwrap_err();
+        assert!(error.contains("20 parts"), "{error}");
     }
 
     #[test]

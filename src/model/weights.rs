@@ -2,7 +2,7 @@
 //!
 //! Guarantees: files are memory-mapped and weights are never in memory twice. A model is loaded whole or not at all: what is
 //! missing, unexpected or of another shape is found from the file's header, before a number is read. Packages hold
-//! safetensors; flat PyTorch state dicts are read by [`import`] alone, and nothing is ever unpickled.
+//! safetensors; flat PyTorch state dicts are read by [`import`] and [`rows`] alone, and nothing is ever unpickled.
 
 use super::archive::{Archive, Format};
 use super::config::ModelConfig;
@@ -57,10 +57,12 @@ impl Report {
     #[must_use]
     pub fn summary(&self) -> String {
         let mut text = format!(
-            "weights: {} tensors, {:.1} million numbers ({}); 0 missing, 0 unexpected, {} reshaped, {} renamed from older names, {} widened to f32",
+            "weights: {} tensors, {:.1} million numbers ({}); {} missing, {} unexpected, {} reshaped, {} renamed from older names, {} widened to f32",
             self.tensors,
             self.numbers as f64 / 1e6,
             self.format,
+            self.missing.len(),
+            self.unexpected.len(),
             self.reshaped.len(),
             self.renamed,
             self.widened

@@ -18,6 +18,7 @@
 //! registry/{data,models}/NAME/<10 digits>.json       the manifest
 //! runs/<run id>/run.json                             the record of a run
 //! runs/<run id>/<step>/...                           what can be watched while a step runs: see [`Series`]
+//! checkpoints/<hash>/...                             of a training that is not finished; not the registry's
 //! cache/steps/<fingerprint>.json                     what a finished step made
 //! ```
 

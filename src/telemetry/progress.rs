@@ -32,7 +32,7 @@ pub struct Measures {
     pub loss: f64,
     /// The learning rate.
     pub lr: f64,
-    /// Images that were trained on in a second.
+    /// Images a second that were trained on since the last line of the curve.
     pub images_per_s: f64,
     /// The share of the time that the model waited for data, 0 to 1.
     pub data_wait: f64,

@@ -5,7 +5,8 @@
 //!   and found to be what was written. It names each file with size and SHA-256.
 //! - **What is restored is verified**: a checkpoint of which any byte differs is passed over, with a warning, for the one before.
 //! - Nothing here is shared or published: the folder `checkpoints/KEY/` belongs to one step of one job, and is removed
-//!   when that step has succeeded. Two runs of one job at the same time write the same bytes there.
+//!   when that step has succeeded. Two runs of one job at the same time may spoil each other's checkpoints, which are then
+//!   passed over; the results of both stay right.
 //! - Writing does not hold up the training: files are written aside first, and go to the store from a thread.
 //!
 //! The best weights so far lie beside the checkpoints that name them (`best-STEP.safetensors`), once each.
@@ -175,8 +176,8 @@ impl Checkpoints {
     /// Waits until the last published checkpoint is complete.
     ///
     /// # Errors
-    /// Why it could not be kept: [`ErrorKind::Storage`], [`ErrorKind::NoSpace`], or [`ErrorKind::Data`] when the store holds other
-    /// bytes than were written.
+    /// Why it could not be kept: [`ErrorKind::NoSpace`] or [`ErrorKind::Storage`], also when the store holds other bytes than were
+    /// written.
     pub fn wait(&mut self) -> Result<()> {
         let Some(handle) = self.sending.take() else { return Ok(()) };
         self.best = handle.join().map_err(|_| Error::internal("the thread of a checkpoint panicked"))??;
@@ -278,7 +279,8 @@ impl Sender {
         let full = format!("{}/{key}", self.prefix);
         let written = self.store.put_file(&full, &draft.join(name))?;
         if self.store.digest(&full)?.as_ref() != Some(&written) {
-            return Err(Error::data(format!("'{}' is not what was written to it", self.store.uri_of(&full))));
+            let uri = self.store.uri_of(&full);
+            return Err(Error::storage(format!("'{uri}' is not what was written to it; check the store's disk")));
         }
         Ok(Listed { name: name.to_owned(), key, size: written.size, sha256: written.sha256 })
     }
@@ -288,7 +290,10 @@ impl Sender {
         let (mut kept, mut used) = (0, BTreeSet::new());
         for step in steps(&self.store, &self.prefix)?.into_iter().rev() {
             let key = format!("{}/{}", self.prefix, step_folder(step));
-            let complete = read_complete(&self.store, &key).unwrap_or(None);
+            let complete = match read_complete(&self.store, &key) {
+                Err(error) if error.kind() == ErrorKind::Data => None,
+                other => other?,
+            };
             match complete.filter(|_| kept < self.keep && step <= self.step) {
                 Some(complete) => {
                     kept += 1;

@@ -92,7 +92,10 @@ fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize) -> Resul
     for start in (0..pairs.len()).step_by(batch_size) {
         // an evaluation can take long; whoever asked to stop does not wait for it
         if let Some(signal) = crate::telemetry::stop::requested() {
-            return Err(Error::new(crate::ErrorKind::Preempted, format!("{signal} during an evaluation")));
+            return Err(Error::new(
+                crate::ErrorKind::Preempted,
+                format!("stopped by {signal} during an evaluation: run the same job again"),
+            ));
         }
         let rows = start..(start + batch_size).min(pairs.len());
         let images = rows

@@ -30,10 +30,7 @@ impl Mode {
             (Precision::F32, ..) | (Precision::Auto, false, _) => Ok(Mode::F32),
             (Precision::Bf16, ..) => Ok(Mode::Bf16),
             (Precision::Auto | Precision::Fp16, _, true) => Ok(Mode::Fp16),
-            (Precision::Auto, true, false) => {
-                tracing::warn!("FP16: true: a CPU computes in bfloat16 instead of float16");
-                Ok(Mode::Bf16)
-            }
+            (Precision::Auto, true, false) => Ok(Mode::Bf16),
             (Precision::Fp16, _, false) => {
                 Err(Error::config("parameters.precision: fp16 needs a GPU; use bf16 or f32 on a CPU"))
             }
@@ -48,6 +45,19 @@ impl Mode {
             Mode::Bf16 => "bf16",
             Mode::Fp16 => "fp16",
         }
+    }
+
+    /// What to tell whoever wrote `fp16: true` and gets something else by `precision: auto`.
+    #[must_use]
+    pub fn substitution(self, precision: Precision, fp16: bool) -> Option<&'static str> {
+        let replaced = precision == Precision::Auto && fp16 && self == Mode::Bf16;
+        replaced.then_some("FP16: true: a CPU computes in bfloat16 instead of float16")
+    }
+
+    /// The loss scale that this mode goes on with: float16 needs one, the others have none.
+    #[must_use]
+    pub fn loss_scale(self, earlier: Option<LossScale>) -> Option<LossScale> {
+        (self == Mode::Fp16).then(|| earlier.unwrap_or_default())
     }
 
     /// Runs `work` with autocast as this mode has it; backward passes belong outside.
@@ -112,7 +122,14 @@ mod tests {
         let resolve = |p, fp16| Mode::resolve(p, fp16, Device::Cpu);
         assert_eq!(resolve(Precision::Auto, false).unwrap(), Mode::F32);
         assert_eq!(resolve(Precision::Auto, true).unwrap(), Mode::Bf16);
+        assert!(Mode::Bf16.substitution(Precision::Auto, true).is_some());
+        assert!(Mode::Bf16.substitution(Precision::Bf16, true).is_none());
         assert_eq!(resolve(Precision::F32, true).unwrap(), Mode::F32);
+        // a checkpoint may come from a device that computed in another mode
+        let halved = LossScale { scale: 2.0, good_steps: 7 };
+        assert_eq!(Mode::Fp16.loss_scale(Some(halved)), Some(halved));
+        assert_eq!(Mode::Fp16.loss_scale(None), Some(LossScale::default()));
+        assert_eq!(Mode::Bf16.loss_scale(Some(halved)), None);
         assert_eq!(Mode::resolve(Precision::Auto, true, Device::Cuda(0)).unwrap(), Mode::Fp16);
         assert!(resolve(Precision::Fp16, true).unwrap_err().to_string().contains("precision"));
     }

@@ -14,7 +14,7 @@ use super::loader::{AHEAD, Batch, Loader, next};
 use super::non_finite::NonFinite;
 use super::optimizer::{AdamW, Rules, Settings};
 use super::passes::Passes;
-use super::precision::{LossScale, Mode};
+use super::precision::Mode;
 use super::schedule::{Cosine, Schedule};
 use super::watch::Watch;
 use crate::config::parameters::FinetuneParameters;
@@ -160,16 +160,22 @@ impl Training<'_> {
         let text = std::fs::read(&series).map_err(|e| Error::io("read", &series, e))?;
         self.watch.open(self.folder, Some((&text, state.step)))?;
         let (threads, now) = (state.threads, tch::get_num_threads());
-        if threads != now || state.mode != self.mode {
+        if threads != now {
             tracing::warn!(
-                "the checkpoint was written with {threads} threads in {:?}, this run has {now} in {:?}: the result may differ in the last digits",
+                "the checkpoint was written with {threads} threads, this run has {now}: the result may differ in the last digits; set compute.threads to repeat it"
+            );
+        }
+        if state.mode != self.mode {
+            tracing::warn!(
+                "the checkpoint was computed in {:?}, this run goes on in {:?}: the result differs; set parameters.precision to repeat it",
                 state.mode,
                 self.mode
             );
         }
         tracing::info!(step = state.step, of = state.total, "resuming from a checkpoint");
         drop(std::fs::remove_dir_all(folder));
-        Ok(State { mode: self.mode, threads: now, ..state })
+        let loss_scale = self.mode.loss_scale(state.loss_scale);
+        Ok(State { mode: self.mode, threads: now, loss_scale, ..state })
     }
 }
 
@@ -187,7 +193,7 @@ impl State {
             last: None,
             recent: Vec::new(),
             last_loss: None,
-            loss_scale: (mode == Mode::Fp16).then(LossScale::default),
+            loss_scale: mode.loss_scale(None),
             skipped: 0,
         }
     }

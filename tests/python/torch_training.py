@@ -48,7 +48,7 @@ class UniCL(nn.Module):
 def unicl_loss(images, texts, logit_scale, classes):
     """UniCL as a cross entropy with the positives of each row sharing its target equally, in both directions."""
     logits = logit_scale.exp() * images @ texts.T
-    target = torch.tensor([[float(a == b) for b in classes] for a in classes], dtype=logits.dtype)
+    target = torch.tensor([[float(a == b) for b in classes] for a in classes], dtype=logits.dtype, device=logits.device)
     target /= target.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

@@ -199,6 +199,11 @@ fn not_a_number_stays_one_in_bfloat16() {
 fn shapes_that_do_not_fit_are_errors() {
     let qkv = random(&[1, 4, 4, 30]);
     assert!(window_attention(&qkv, &random(&[30]), 4, 2).unwrap_err().contains("4 heads"));
+    for none in [0, -1] {
+        assert!(window_attention(&qkv, &random(&[30]), none, 2).is_err());
+        assert!(channel_attention(&random(&[1, 4, 12]), none).is_err());
+    }
+    assert!(!has_kernels(&Tensor::new()));
     assert!(window_attention(&qkv, &random(&[29]), 2, 2).unwrap_err().contains("29"));
     assert!(channel_attention(&random(&[1, 4, 10]), 2).unwrap_err().contains("2 groups"));
     assert!(residual_depthwise(&qkv, &random(&[3, 1, 3, 3]), &random(&[30])).unwrap_err().contains("weights"));

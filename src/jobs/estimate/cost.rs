@@ -163,33 +163,8 @@ pub(super) mod tests {
 
     /// The published sizes of MedImageInsight.
     pub(in super::super) fn published() -> ModelConfig {
-        ModelConfig {
-            image: ImageEncoderConfig {
-                image_size: [480, 480],
-                mean: [0.485, 0.456, 0.406],
-                std: [0.229, 0.224, 0.225],
-                patch_size: vec![7, 3, 3, 3],
-                patch_stride: vec![4, 2, 2, 2],
-                patch_padding: vec![3, 1, 1, 1],
-                patch_prenorm: vec![false, true, true, true],
-                dim_embed: vec![256, 512, 1024, 2048],
-                num_heads: vec![8, 16, 32, 64],
-                num_groups: vec![8, 16, 32, 64],
-                depths: vec![1, 1, 9, 1],
-                window_size: 12,
-                drop_path_rate: 0.2,
-                activation_checkpoint: false,
-            },
-            text: TextConfig {
-                context_length: 77,
-                width: 1024,
-                heads: 16,
-                layers: 16,
-                vocab_size: 49_408,
-                causal: false,
-            },
-            projection: 1024,
-        }
+        let sizes = include_str!("../../../benches/medimageinsight.yaml");
+        ModelConfig::from_yaml(&crate::config::parse_yaml(sizes, "sizes").unwrap(), "sizes").unwrap()
     }
 
     fn giga(layers: &[Layer]) -> f64 {

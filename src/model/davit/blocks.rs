@@ -93,6 +93,7 @@ impl Block {
     /// Attention inside windows. The grid is padded with zeros after the norm up to a multiple of the window; padded
     /// tokens are not masked: their key and value are the bias of `qkv`, as in the original.
     fn window_attention(&self, x: &Tensor, heads: i64, size: i64) -> TchResult<Tensor> {
+        // what goes in is of the type of x or, by autocast on a CPU, bf16: both have kernels
         if medtune_native::has_kernels(x) {
             // q, k, v and the projection of real tokens only; what attention sees of the others is the bias
             let qkv = self.qkv.forward(x)?;

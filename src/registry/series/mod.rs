@@ -164,13 +164,6 @@ impl Series {
         }
     }
 
-    /// Has all lines so far written to the store now, without waiting for it.
-    pub fn flush(&self) {
-        if let Some(uploader) = &self.uploader {
-            uploader.flush();
-        }
-    }
-
     /// All lines so far as they are in the store, for a checkpoint: [`Earlier::text`].
     #[must_use]
     pub fn text(&self) -> &[u8] {

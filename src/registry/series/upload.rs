@@ -51,9 +51,16 @@ impl Target {
 }
 
 enum Message {
-    Line { line: Vec<u8>, event: Vec<u8> },
-    Note { name: String, bytes: Vec<u8> },
-    Flush(Option<Sender<()>>),
+    Line {
+        line: Vec<u8>,
+        event: Vec<u8>,
+    },
+    Note {
+        name: String,
+        bytes: Vec<u8>,
+    },
+    /// Everything now; the sender hears when it is done.
+    End(Sender<()>),
 }
 
 /// The end of the thread that the work talks to; none of its calls waits, but for the drop.
@@ -96,10 +103,6 @@ impl Uploader {
         self.send(Message::Note { name: name.to_owned(), bytes });
     }
 
-    pub(super) fn flush(&self) {
-        self.send(Message::Flush(None));
-    }
-
     fn send(&self, message: Message) {
         // the thread ends after this, unless it panicked; then the series is over and the work is not
         drop(self.messages.send(message));
@@ -109,7 +112,7 @@ impl Uploader {
 impl Drop for Uploader {
     fn drop(&mut self) {
         let (done, wait) = channel();
-        self.send(Message::Flush(Some(done)));
+        self.send(Message::End(done));
         if let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(END) {
             tracing::error!(folder = self.folder, "the store does not answer: the end of the series is missing there");
         }
@@ -154,15 +157,13 @@ impl Work {
                     self.notes.insert(name, bytes);
                     self.attempt(Work::put_notes);
                 }
-                Ok(Message::Flush(done)) => {
+                Ok(Message::End(done)) => {
                     self.attempt(Work::put_all);
-                    if let Some(done) = done {
-                        if self.state == State::Failing {
-                            tracing::error!(folder = self.place.uri(), "the end of the series is missing in the store");
-                        }
-                        // whoever waited has given up
-                        done.send(()).ok();
+                    if self.state == State::Failing {
+                        tracing::error!(folder = self.place.uri(), "the end of the series is missing in the store");
                     }
+                    // an error: whoever waited has given up
+                    done.send(()).ok();
                 }
                 Err(RecvTimeoutError::Timeout) => self.attempt(Work::put_all),
                 // the drop has asked for everything before
