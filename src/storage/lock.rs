@@ -1,7 +1,7 @@
 //! Locks that end with their process.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::Storage`] or [`crate::ErrorKind::NoSpace`] if the lock file cannot be made or locked.
     pub fn lock(&self, name: &str) -> Result<StoreLock> {
-        let slot = super::sha256_hex(name.as_bytes())[..2].to_owned();
+        let slot = slot(name);
         let Some(root) = &self.inner.root else {
             let held = &self.inner.held;
             let names = held.names.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,6 +54,35 @@ impl Store {
         file.lock().map_err(|e| Error::io("lock", &path, e))?;
         Ok(StoreLock(Held::File { _file: file }))
     }
+}
+
+impl Store {
+    /// Whether anybody holds the lock that `name` belongs to, this process included.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Storage`] if it cannot be told.
+    pub fn is_locked(&self, name: &str) -> Result<bool> {
+        let slot = slot(name);
+        let Some(root) = &self.inner.root else {
+            let names = self.inner.held.names.lock().unwrap_or_else(PoisonError::into_inner);
+            return Ok(names.contains(&slot));
+        };
+        let path = root.join(FOLDER).join(format!("{slot}.lock"));
+        match File::open(&path) {
+            Ok(file) => match file.try_lock() {
+                Ok(()) => Ok(false),
+                Err(TryLockError::WouldBlock) => Ok(true),
+                Err(TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("open the lock file", &path, e)),
+        }
+    }
+}
+
+/// Names share 256 locks.
+fn slot(name: &str) -> String {
+    super::sha256_hex(name.as_bytes())[..2].to_owned()
 }
 
 impl Drop for StoreLock {
@@ -83,6 +112,7 @@ mod tests {
                         for _ in 0..20 {
                             let lock = store.lock("a").unwrap();
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                            assert!(store.is_locked("a").unwrap());
                             std::thread::yield_now();
                             inside.fetch_sub(1, Ordering::SeqCst);
                             drop(lock);
@@ -90,6 +120,7 @@ mod tests {
                     });
                 }
             });
+            assert!(!store.is_locked("a").unwrap());
         }
     }
 }

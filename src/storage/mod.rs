@@ -34,7 +34,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use time::OffsetDateTime;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -75,6 +76,8 @@ pub struct ObjectInfo {
     pub key: String,
     /// The size in bytes.
     pub size: u64,
+    /// When it was last written, by the store's clock.
+    pub modified: OffsetDateTime,
 }
 
 /// How a [`Store::create_exact`] ended.
@@ -237,8 +240,7 @@ impl Store {
         let path = if prefix.is_empty() { None } else { Some(object_path(prefix)?) };
         let listing = self.inner.backend.list(path.as_ref());
         let found: Vec<_> = run(listing.try_collect())?.map_err(|e| self.error("list", prefix, e))?;
-        let mut objects: Vec<ObjectInfo> =
-            found.into_iter().map(|meta| ObjectInfo { key: meta.location.into(), size: meta.size }).collect();
+        let mut objects: Vec<ObjectInfo> = found.into_iter().map(|meta| object_info(&meta)).collect();
         // local listings come in the order of the folder
         objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(objects)
@@ -313,6 +315,13 @@ impl Store {
     fn error(&self, action: &str, key: &str, source: object_store::Error) -> Error {
         fault_kind::storage_error(action, &self.uri_of(key), source)
     }
+}
+
+fn object_info(meta: &ObjectMeta) -> ObjectInfo {
+    let modified = OffsetDateTime::from_unix_timestamp(meta.last_modified.timestamp());
+    // seconds; a time that cannot be told counts as very old
+    let modified = modified.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    ObjectInfo { key: meta.location.to_string(), size: meta.size, modified }
 }
 
 /// Compares what was read from `key` with what must be there.
