@@ -1,6 +1,7 @@
 //! The command line: verbs and job files; no hyper-parameter is a flag.
 
 mod output;
+mod place;
 #[cfg(feature = "torch")]
 mod run;
 mod store;
@@ -10,6 +11,7 @@ use crate::config::kinds::Kind;
 use crate::error::{Error, Result};
 use crate::telemetry::LogFormat;
 use clap::{Parser, Subcommand, ValueEnum};
+use place::Place;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use std::process::ExitCode;
     after_help = "Exit codes: 0 done; 2 wrong command line; 10-19 the job or its data is at fault, 20-29 trying again may help; see docs/exit-codes.md"
 )]
 pub struct Cli {
-    /// The store: a folder or file:// URI. Before the job's own `store:`.
+    /// The store: a folder, or a URI (s3://, az://, abfss://, gs://, file://). Before the job's own `store:`.
     #[arg(long, global = true, env = "MEDTUNE_STORE", value_name = "URI")]
     store: Option<String>,
     /// How log lines on standard error look.
@@ -46,8 +48,8 @@ enum Verb {
     Run(RunArguments),
     /// Check a job file without running it or looking at its inputs.
     Validate {
-        /// The job file.
-        job: PathBuf,
+        /// The job file: a path or URI.
+        job: String,
         /// Replace a value, e.g. --set parameters.seed=7.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
@@ -75,8 +77,8 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct RunArguments {
-    /// The job file.
-    job: PathBuf,
+    /// The job file: a path or URI.
+    job: String,
     /// Replace a value, e.g. --set parameters.seed=7 or --set steps.embed.parameters.batch_size=8.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -163,9 +165,9 @@ impl Verb {
 
 impl Cli {
     fn run(self, environment: &Environment) -> Result<()> {
-        let store = self.store.as_deref();
+        let store = &Place::new(self.store, environment);
         match self.verb {
-            Verb::Validate { job, set, json } => validate(&job, &set, environment, json),
+            Verb::Validate { job, set, json } => validate(&store.load_job(&job, &set, environment)?, json),
             Verb::Schema { kind } => schema(kind.as_deref()),
             Verb::Model(verb) => verb.run(store),
             Verb::Data(verb) => verb.run(store),
@@ -188,10 +190,9 @@ fn needs_torch() -> Error {
     )
 }
 
-fn validate(job: &std::path::Path, set: &[String], environment: &Environment, json: bool) -> Result<()> {
-    let job = crate::config::job::Job::load(job, set, environment)?;
+fn validate(job: &crate::config::job::Job, json: bool) -> Result<()> {
     if json {
-        return output::json(&job);
+        return output::json(job);
     }
     let steps: Vec<String> = job.steps().into_iter().map(|(name, step)| format!("{name} ({})", step.kind)).collect();
     output::line(&format!("{} is a valid {} job: {}", job.name, job.kind(), steps.join(", ")))

@@ -1,14 +1,14 @@
 //! The verbs that compute.
 
+use super::place::Place;
 use super::{PredictArguments, RunArguments, output, store};
 use crate::config::Environment;
-use crate::config::job::{Compute, Job};
+use crate::config::job::Compute;
 use crate::error::{Error, Result};
 use crate::jobs::predict::{self, Prediction};
 use crate::jobs::{self, RunOptions};
 use crate::package::read_package;
 use crate::registry::{AssetKind, Reference, get, open_local, series_folders};
-use crate::storage::Store;
 use std::path::{Path, PathBuf};
 
 /// The variables that decide how idle threads of libtorch's OpenMP wait; its libraries read them when they are loaded.
@@ -28,9 +28,9 @@ pub(super) fn let_idle_threads_sleep(environment: &Environment) {
     tracing::warn!(%error, "cannot start again with sleeping idle threads; going on without");
 }
 
-pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Environment) -> Result<()> {
-    let job = Job::load(&arguments.job, &arguments.set, environment)?;
-    let store = open_for(&job, uri, arguments.dry_run)?;
+pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environment) -> Result<()> {
+    let job = place.load_job(&arguments.job, &arguments.set, environment)?;
+    let store = place.open_for(&job, arguments.dry_run)?;
     if arguments.dry_run {
         let plans = jobs::plan(&store, &job)?;
         if arguments.json {
@@ -60,21 +60,8 @@ pub(super) fn run(arguments: RunArguments, uri: Option<&str>, environment: &Envi
     outcome
 }
 
-/// The store of the command line or environment, else that of the job file, whose relative path starts at its folder.
-fn open_for(job: &Job, uri: Option<&str>, dry_run: bool) -> Result<Store> {
-    let open = if dry_run { Store::open_existing } else { Store::open };
-    match (uri, &job.store) {
-        (Some(uri), _) => open(uri),
-        (None, Some(uri)) if uri.contains("://") => open(uri),
-        (None, Some(path)) => open(&job.folder.join(path).to_string_lossy()),
-        (None, None) => {
-            Err(Error::usage("which store? give --store URI, set MEDTUNE_STORE, or write store: into the job file"))
-        }
-    }
-}
-
-pub(super) fn predict(arguments: PredictArguments, uri: Option<&str>) -> Result<()> {
-    let folder = package_folder(&arguments.model, uri)?;
+pub(super) fn predict(arguments: PredictArguments, place: &Place) -> Result<()> {
+    let folder = package_folder(&arguments.model, place)?;
     let package = read_package(&folder)?;
     let compute = Compute { device: arguments.device, ..Compute::default() };
     let answers = predict::predict(&package, &arguments.images, &arguments.texts, &compute)?;
@@ -103,7 +90,7 @@ fn vector(values: &[f32]) -> String {
 }
 
 /// A folder as it is, or the folder of a version in the store.
-fn package_folder(text: &str, uri: Option<&str>) -> Result<PathBuf> {
+fn package_folder(text: &str, place: &Place) -> Result<PathBuf> {
     if Path::new(text).is_dir() {
         return Ok(PathBuf::from(text));
     }
@@ -112,7 +99,7 @@ fn package_folder(text: &str, uri: Option<&str>) -> Result<PathBuf> {
             "'{text}' is no package folder; write model:NAME@VERSION for one in the store"
         )));
     }
-    let store = store::open_existing(uri)?;
+    let store = place.open_existing()?;
     let version = get(&store, &Reference::parse(text, Some(AssetKind::Model))?)?;
     open_local(&store, &version)
 }

@@ -1,6 +1,7 @@
 //! Verbs on what a store holds: models, datasets, runs. All but `model init` and `model import` work without libtorch.
 
 use super::output;
+use super::place::Place;
 use crate::error::{Error, Result};
 use crate::package;
 use crate::registry::{
@@ -133,32 +134,18 @@ pub(super) enum RunsVerb {
     },
 }
 
-/// Opens the store that the command line or the environment names.
-fn open(store: Option<&str>) -> Result<Store> {
-    Store::open(named(store)?)
-}
-
-/// The same for reading: a typing error must not make an empty store.
-pub(super) fn open_existing(store: Option<&str>) -> Result<Store> {
-    Store::open_existing(named(store)?)
-}
-
-fn named(store: Option<&str>) -> Result<&str> {
-    store.ok_or_else(|| Error::usage("which store? give --store URI or set MEDTUNE_STORE"))
-}
-
 impl ModelVerb {
-    pub(super) fn run(self, store: Option<&str>) -> Result<()> {
+    pub(super) fn run(self, store: &Place) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
             ModelVerb::Init { name, config, label_texts, vocabulary, seed, json } => {
                 let request = crate::jobs::models::InitRequest { name, config, label_texts, vocabulary, seed };
-                let store = open(store)?;
+                let store = store.open()?;
                 registered(&store, crate::jobs::models::init_model(&store, &request)?, json)
             }
             #[cfg(feature = "torch")]
             ModelVerb::Import { name, folder, json } => {
-                let store = open(store)?;
+                let store = store.open()?;
                 let imported = crate::jobs::models::import_model(&store, &name, &folder)?;
                 if let Some(report) = imported.report.filter(|_| !json) {
                     output::line(&report.summary())?;
@@ -167,10 +154,10 @@ impl ModelVerb {
             }
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(super::needs_torch()),
-            ModelVerb::List { json } => list(&open_existing(store)?, AssetKind::Model, json),
-            ModelVerb::Show { reference, json } => show(&open_existing(store)?, AssetKind::Model, &reference, json),
+            ModelVerb::List { json } => list(&store.open_existing()?, AssetKind::Model, json),
+            ModelVerb::Show { reference, json } => show(&store.open_existing()?, AssetKind::Model, &reference, json),
             ModelVerb::Pull { reference, folder } => {
-                let store = open_existing(store)?;
+                let store = store.open_existing()?;
                 let version = find(&store, AssetKind::Model, &reference)?;
                 pull(&store, &version, &folder)?;
                 output::line(&format!("pulled {} to {}", version.reference(), folder.display()))
@@ -181,18 +168,18 @@ impl ModelVerb {
 }
 
 impl DataVerb {
-    pub(super) fn run(self, store: Option<&str>) -> Result<()> {
+    pub(super) fn run(self, store: &Place) -> Result<()> {
         match self {
-            DataVerb::List { json } => list(&open_existing(store)?, AssetKind::Data, json),
-            DataVerb::Show { reference, json } => show(&open_existing(store)?, AssetKind::Data, &reference, json),
+            DataVerb::List { json } => list(&store.open_existing()?, AssetKind::Data, json),
+            DataVerb::Show { reference, json } => show(&store.open_existing()?, AssetKind::Data, &reference, json),
             DataVerb::Verify { reference } => {
-                let store = open_existing(store)?;
+                let store = store.open_existing()?;
                 let version = find(&store, AssetKind::Data, &reference)?;
                 verify_version(&store, &version)?;
                 output::line(&format!("{}: every file is as it was registered", version.reference()))
             }
             DataVerb::Register { name, path, description, tags, json } => {
-                let store = open(store)?;
+                let store = store.open()?;
                 let tags = tags.iter().map(|t| tag(t)).collect::<Result<BTreeMap<_, _>>>()?;
                 let existing = list_versions(&store, AssetKind::Data, &name)?;
                 let version = register(&store, NewData { name, path: &path, description, tags })?;
@@ -204,8 +191,8 @@ impl DataVerb {
 }
 
 impl RunsVerb {
-    pub(super) fn run(self, store: Option<&str>) -> Result<()> {
-        let store = open_existing(store)?;
+    pub(super) fn run(self, store: &Place) -> Result<()> {
+        let store = store.open_existing()?;
         match self {
             RunsVerb::List { json: true } => output::json(&RunRecord::list(&store)?),
             RunsVerb::List { json: false } => {
@@ -333,13 +320,13 @@ fn show(store: &Store, kind: AssetKind, text: &str, json: bool) -> Result<()> {
     output::line(&lines.join("\n"))
 }
 
-fn verify(store: Option<&str>, target: &str) -> Result<()> {
+fn verify(store: &Place, target: &str) -> Result<()> {
     let folder = Path::new(target);
     if folder.is_dir() {
         package::verify_package(folder)?;
         return output::line(&format!("{target}: every file is as it was written"));
     }
-    let store = open_existing(store)?;
+    let store = store.open_existing()?;
     let version = find(&store, AssetKind::Model, target)?;
     verify_version(&store, &version)?;
     package::verify_package(&registry::open_local(&store, &version)?)?;

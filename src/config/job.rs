@@ -5,8 +5,9 @@
 
 use super::kinds::{Kind, PortType};
 use super::parameters::Parameters;
+use super::store::StoreSection;
 use super::suggest::did_you_mean;
-use super::{Environment, apply_overrides, build, read_yaml, render};
+use super::{Environment, apply_overrides, build, parse_yaml, read_yaml, render};
 use crate::error::{Context, Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -139,13 +140,16 @@ pub struct Job {
     /// What it is for.
     pub description: String,
     /// The store, when the file names one.
-    pub store: Option<String>,
+    pub store: Option<StoreSection>,
     /// Device and threads.
     pub compute: Compute,
     /// The work itself.
     pub work: Work,
     /// The folder that relative paths start from.
     pub folder: PathBuf,
+    /// The URI that they start from instead, for a job file that is not on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -158,8 +162,8 @@ pub(super) struct Header {
     /// What the job is for.
     #[serde(default)]
     pub(super) description: String,
-    /// The store: a folder or file:// URI; `--store` and MEDTUNE_STORE come first.
-    pub(super) store: Option<String>,
+    /// The store: a URI or folder, or a mapping with `uri` and options; `--store` and MEDTUNE_STORE come first.
+    pub(super) store: Option<StoreSection>,
     /// Device and threads.
     #[serde(default)]
     pub(super) compute: Compute,
@@ -184,6 +188,19 @@ impl Job {
             .unwrap_or_default();
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or("job").to_owned();
         Job::build(document, overrides, environment, (stem, folder)).context(|| path.display())
+    }
+
+    /// The same for the text of a job file that was fetched from `uri`: relative paths start at its folder there.
+    ///
+    /// # Errors
+    /// As [`Job::load`].
+    pub fn from_elsewhere(text: &[u8], uri: &str, overrides: &[String], environment: &Environment) -> Result<Job> {
+        let text = std::str::from_utf8(text).map_err(|_| Error::config(format!("'{uri}' is not UTF-8 text")))?;
+        let document = parse_yaml(text, uri)?;
+        let (base, name) = uri.rsplit_once('/').unwrap_or(("", uri));
+        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned();
+        let built = Job::build(document, overrides, environment, (stem, PathBuf::new()));
+        Ok(Job { base: Some(base.to_owned()), ..built.context(|| uri.to_owned())? })
     }
 
     fn build(document: Value, overrides: &[String], environment: &Environment, at: (String, PathBuf)) -> Result<Job> {
@@ -231,7 +248,7 @@ impl Job {
             )));
         }
         let Header { description, store, compute, .. } = header;
-        Ok(Job { name, description, store, compute, work, folder: at.1 })
+        Ok(Job { name, description, store, compute, work, folder: at.1, base: None })
     }
 
     /// The steps with their names; a job that is one step has one, named like its kind in lower case.

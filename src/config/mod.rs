@@ -10,6 +10,7 @@ pub mod parameters;
 pub mod prompts;
 mod render;
 pub mod schema;
+pub mod store;
 mod suggest;
 pub mod training;
 mod training_rules;

@@ -9,7 +9,7 @@ use crate::data::{Labels, TextConstants};
 use crate::error::{Context, Error, Result};
 use crate::package::read_package;
 use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
-use crate::storage::{Store, local_folder, sha256_file, sha256_hex};
+use crate::storage::{Source, Store, is_remote, local_folder, sha256_file, sha256_hex};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// An input as a step sees it.
 #[derive(Debug, Clone)]
 pub struct ResolvedInput {
-    /// `data:NAME@7` or `model:NAME@7` when it is a version, else the path.
+    /// `data:NAME@7` or `model:NAME@7` when it is a version, else the path or URI.
     pub reference: String,
     /// The file or folder.
     pub path: PathBuf,
@@ -33,7 +33,7 @@ impl ResolvedInput {
     /// What may be published of where the input came from: its version, or its name without the folders of this machine.
     #[must_use]
     pub fn origin(&self) -> String {
-        let name = || self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = || self.reference.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
         self.version.as_ref().map_or_else(name, Version::reference)
     }
 
@@ -42,7 +42,7 @@ impl ResolvedInput {
     pub fn record(&self, store: &Store) -> InputRecord {
         InputRecord {
             reference: self.version.as_ref().map(Version::reference),
-            uri: self.version.as_ref().map_or_else(|| self.path.display().to_string(), |v| v.uri(store)),
+            uri: self.version.as_ref().map_or_else(|| self.reference.clone(), |v| v.uri(store)),
             sha256: self.digest.clone(),
             size: self.size,
         }
@@ -67,7 +67,7 @@ pub(super) fn resolve(
     for (name, source) in &step.inputs {
         let port = port_type(step.kind, name)?;
         let input = match source {
-            InputSource::External(text) => external(store, &job.folder, (text, port), pins),
+            InputSource::External(text) => external(store, job, (text, port), pins),
             InputSource::Step { step: from, output } => match made.get(from).and_then(|o| o.get(output)) {
                 Some(version) => of_version(store, version.clone(), port),
                 None => Err(Error::internal(format!("output '{output}' of step '{from}' is not there"))),
@@ -87,14 +87,26 @@ pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> R
     for (name, source) in &step.inputs {
         let InputSource::External(text) = source else { continue };
         let port = port_type(step.kind, name)?;
-        let found = locate(store, &job.folder, (text, port), pins).context(|| format!("input {name}"))?;
-        let path = match found {
-            Located::Path(path) => path,
-            Located::Version(version) => of_version(store, *version, port).context(|| format!("input {name}"))?.path,
-        };
+        let path = locate(store, job, (text, port), pins).and_then(|found| match found {
+            Located::Path(path) => Ok(Some(path)),
+            // what nobody looks into now is fetched when its step begins
+            Located::Version(version) if store.is_remote() && !is_read(step, name, port) => {
+                of_kind(&version, port).map(|()| None)
+            }
+            Located::Version(version) => of_version(store, *version, port).map(|i| Some(i.path)),
+            Located::Source(source) if is_read(step, name, port) => fetch(store, &source, port).map(Some),
+            Located::Source(source) => exists(&source, port).map(|()| None),
+        });
+        let Some(path) = path.context(|| format!("input {name}"))? else { continue };
         check_content(step, name, &path).context(|| format!("input {name}"))?;
     }
     Ok(())
+}
+
+/// Whether [`check_content`] reads an input.
+fn is_read(step: &Step, name: &str, port: PortType) -> bool {
+    let training = name == "conf_files" && matches!(step.parameters, Parameters::Finetune(_));
+    training || matches!(name, "label_file" | "text_constants") || port == PortType::Model
 }
 
 fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
@@ -115,10 +127,11 @@ fn port_type(kind: Kind, name: &str) -> Result<PortType> {
 enum Located {
     Path(PathBuf),
     Version(Box<Version>),
+    Source(Source),
 }
 
-/// Finds an external input: a version reference, or a path that exists.
-fn locate(store: &Store, folder: &Path, (text, port): (&str, PortType), pins: &mut Pins) -> Result<Located> {
+/// Finds an external input: a version reference, a path that exists, or a place elsewhere.
+fn locate(store: &Store, job: &Job, (text, port): (&str, PortType), pins: &mut Pins) -> Result<Located> {
     let asset = if port == PortType::Model { AssetKind::Model } else { AssetKind::Data };
     if text.starts_with("data:") || text.starts_with("model:") {
         let reference = Reference::parse(text, Some(asset))?;
@@ -132,14 +145,16 @@ fn locate(store: &Store, folder: &Path, (text, port): (&str, PortType), pins: &m
         pins.insert(text.to_owned(), version.clone());
         return Ok(Located::Version(Box::new(version)));
     }
-    let local = match text.split_once("://") {
-        Some(("file", _)) => local_folder(text)?,
-        Some((scheme, _)) => {
-            return Err(Error::config(format!(
-                "'{scheme}://' inputs are not available in this version; use a path or file://"
-            )));
+    if is_remote(text) {
+        return Ok(Located::Source(store.source(text)?));
+    }
+    let local = match (text.contains("://"), &job.base) {
+        (true, _) => local_folder(text)?,
+        // a job file from elsewhere has its neighbours there
+        (false, Some(base)) if Path::new(text).is_relative() => {
+            return Ok(Located::Source(store.source(&format!("{base}/{text}"))?));
         }
-        None => folder.join(text),
+        (false, _) => job.folder.join(text),
     };
     let metadata = std::fs::metadata(&local).map_err(|e| Error::io("open", &local, e))?;
     match (port, metadata.is_dir()) {
@@ -153,12 +168,50 @@ fn locate(store: &Store, folder: &Path, (text, port): (&str, PortType), pins: &m
     }
 }
 
-fn external(store: &Store, folder: &Path, named: (&str, PortType), pins: &mut Pins) -> Result<ResolvedInput> {
+fn external(store: &Store, job: &Job, named: (&str, PortType), pins: &mut Pins) -> Result<ResolvedInput> {
     let port = named.1;
-    match locate(store, folder, named, pins)? {
+    match locate(store, job, named, pins)? {
         Located::Version(version) => of_version(store, *version, port),
         Located::Path(path) => of_path(path, port),
+        Located::Source(source) => {
+            let fetched = of_path(fetch(store, &source, port)?, port)?;
+            Ok(ResolvedInput { reference: source.uri().to_owned(), ..fetched })
+        }
     }
+}
+
+/// Brings an input from elsewhere to this machine, through the cache; the index of a TSV comes along.
+fn fetch(store: &Store, source: &Source, port: PortType) -> Result<PathBuf> {
+    let cache = store.cache()?;
+    if port == PortType::File {
+        exists(source, port)?;
+        let name = source.uri().rsplit('/').next().unwrap_or_default();
+        let index = index_path(Path::new(name)).to_string_lossy().into_owned();
+        return Ok(source.file(&cache, &[index])?.0);
+    }
+    source.folder(&cache)
+}
+
+/// Checks that something is there, and of the kind that the input takes.
+fn exists(source: &Source, port: PortType) -> Result<()> {
+    let uri = source.uri();
+    match (port, source.is_file()?) {
+        (PortType::File, true) => Ok(()),
+        (PortType::File, false) if source.is_folder()? => {
+            Err(Error::config(format!("'{uri}' is a folder; this input takes a file")))
+        }
+        (PortType::File, false) => Err(Error::not_found(format!("there is no '{uri}'"))),
+        (PortType::Folder | PortType::Model, is_file) => match (source.is_folder()?, is_file) {
+            (true, _) => Ok(()),
+            (false, true) => Err(Error::config(format!("'{uri}' is a file; this input takes a folder"))),
+            (false, false) => Err(Error::not_found(format!("there is nothing below '{uri}/'"))),
+        },
+    }
+}
+
+/// Whether a version can be what the input takes.
+fn of_kind(version: &Version, port: PortType) -> Result<()> {
+    if port == PortType::File { main_file(version).map(drop) } else { Ok(()) }
 }
 
 fn of_version(store: &Store, version: Version, port: PortType) -> Result<ResolvedInput> {

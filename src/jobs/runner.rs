@@ -226,12 +226,12 @@ impl Runner<'_> {
         }
         let fingerprint = fingerprint(self.job, name, step, &inputs);
         record.fingerprint.clone_from(&fingerprint);
-        if !self.options.rerun
-            && let Some((cached, outputs)) = finished(self.store, &fingerprint)?
-        {
-            record.status = StepStatus::Unchanged;
-            record.metrics = cached.metrics;
-            self.keep(name, outputs, record);
+        if self.is_finished(name, &fingerprint, record)? {
+            return Ok(None);
+        }
+        // one at a time for the same work; who waited finds it done
+        let _lock = if self.options.rerun { None } else { Some(self.store.lock(&format!("step/{fingerprint}"))?) };
+        if self.is_finished(name, &fingerprint, record)? {
             return Ok(None);
         }
         tracing::info!(step = %name, kind = %step.kind, "started");
@@ -276,6 +276,18 @@ impl Runner<'_> {
         record.status = StepStatus::Succeeded;
         self.keep(name, outputs, record);
         Ok(summary)
+    }
+
+    /// Takes over what an earlier run has made of the same, if there is that.
+    fn is_finished(&mut self, name: &str, fingerprint: &str, record: &mut StepRecord) -> Result<bool> {
+        if self.options.rerun {
+            return Ok(false);
+        }
+        let Some((cached, outputs)) = finished(self.store, fingerprint)? else { return Ok(false) };
+        record.status = StepStatus::Unchanged;
+        record.metrics = cached.metrics;
+        self.keep(name, outputs, record);
+        Ok(true)
     }
 
     fn keep(&mut self, name: &str, outputs: BTreeMap<String, Version>, record: &mut StepRecord) {

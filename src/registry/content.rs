@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Context, Error, Result};
-use crate::storage::{FileDigest, PartialPath, Store, check_key, sha256_file};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::storage::{FileDigest, Store, check_key, rename, sha256_file};
 
 use super::version::{Version, check_paths};
 
@@ -130,17 +130,46 @@ pub fn pull(store: &Store, version: &Version, dest: &Path) -> Result<()> {
             .and_then(|problems| problems.into_result(&reference))
             .map_err(|e| taken(dest, &reference).with_source(e));
     }
-    let staging = PartialPath::beside(dest)?;
-    fs::create_dir_all(staging.path()).map_err(|e| Error::io("create", staging.path(), e))?;
-    for file in &version.files {
-        let to = staging.path().join(&file.path);
+    // the same name each time, so that an interrupted pull is gone on with
+    let staging = staging(dest, version)?;
+    fs::create_dir_all(&staging).map_err(|e| Error::io("create", &staging, e))?;
+    let lock = fs::File::open(&staging).map_err(|e| Error::io("open", &staging, e))?;
+    lock.lock().map_err(|e| Error::io("lock", &staging, e))?;
+    if !staging.is_dir() {
+        // somebody else has just finished the same
+        return pull(store, version, dest);
+    }
+    let fetched = version.files.iter().try_for_each(|file| {
+        let to = staging.join(&file.path);
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
         }
-        store.download(&version.key(&file.path), &to, &file.digest()).context(|| format!("pull {reference}"))?;
+        store.fetch(&version.key(&file.path), &to, &file.digest())
+    });
+    if let Err(error) = fetched.context(|| format!("pull {reference}")) {
+        if error.kind().retryable() && error.kind() != ErrorKind::NoSpace {
+            let left = staging.display();
+            return Err(Error::new(
+                error.kind(),
+                format!("{error}; the same command goes on with what is in '{left}'"),
+            ));
+        }
+        drop(fs::remove_dir_all(&staging));
+        return Err(error);
     }
+    // what another version of this program, or a damaged disk, left in it is no part of the version
+    let problems = compare_sizes(version, sizes(&walk(&staging)?)?);
+    problems.into_result(&reference).inspect_err(|_| drop(fs::remove_dir_all(&staging)))?;
     // renaming onto a folder that has been filled meanwhile fails, and leaves it as it is
-    staging.rename_to(dest)
+    rename(&staging, dest)
+}
+
+/// Where a version is put together that is to become `dest`.
+fn staging(dest: &Path, version: &Version) -> Result<PathBuf> {
+    let Some(name) = dest.file_name() else {
+        return Err(Error::config(format!("'{}' does not name a folder", dest.display())));
+    };
+    Ok(dest.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), &version.digest[..16])))
 }
 
 fn taken(dest: &Path, reference: &str) -> Error {

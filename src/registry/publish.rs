@@ -52,7 +52,7 @@ pub fn publish_all(store: &Store, new: Vec<NewVersion>) -> Result<Vec<Version>> 
         check_new(version).context(|| title(version))?;
     }
     let Some(first) = new.first() else { return Ok(Vec::new()) };
-    let _lock = store.lock(&format!("{}/{}/{}", first.kind, first.name, first.owner))?;
+    let lock = store.lock(&format!("{}/{}/{}", first.kind, first.name, first.owner))?;
     let mut staged: Vec<Staged> = Vec::with_capacity(new.len());
     for version in new {
         let title = title(&version);
@@ -64,6 +64,8 @@ pub fn publish_all(store: &Store, new: Vec<NewVersion>) -> Result<Vec<Version>> 
             }
         }
     }
+    // somebody who took this for dead may be writing the same files
+    lock.check()?;
     staged.into_iter().map(|s| s.commit(store)).collect()
 }
 
@@ -118,10 +120,27 @@ fn stage(store: &Store, mut new: NewVersion) -> Result<Staged> {
         None => allocate(store, &new)?,
     };
     let folder = prefix(new.kind, &new.name, number);
-    // what an interrupted attempt of this owner left
-    store.delete_folder(&folder)?;
+    if !store.is_remote() {
+        // what an interrupted attempt of this owner left
+        store.delete_folder(&folder)?;
+    }
     let files = upload(store, &new, &folder).inspect_err(|error| discard(store, &folder, error))?;
+    if store.is_remote() {
+        // the same files are written over: a lease can be lost, so that somebody else may have published them meanwhile
+        remove_others(store, &folder, &files)?;
+    }
     Ok(Staged::Uploaded { new: Box::new(new), number, files })
+}
+
+/// Removes what an interrupted attempt with other files left.
+fn remove_others(store: &Store, folder: &str, files: &[FileEntry]) -> Result<()> {
+    for object in store.list(folder)? {
+        let path = object.key.strip_prefix(folder).and_then(|k| k.strip_prefix('/')).unwrap_or_default();
+        if !files.iter().any(|f| f.path == path) {
+            store.delete(&object.key)?;
+        }
+    }
+    Ok(())
 }
 
 /// The space may be needed; what cannot be removed is overwritten by the next attempt.

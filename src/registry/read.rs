@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::storage::Store;
 
 use super::content::size_problems;
@@ -67,20 +67,27 @@ pub fn get(store: &Store, reference: &Reference) -> Result<Version> {
     )))
 }
 
-/// The folder of a version's files on this machine, in place; for stores that are folders.
+/// The folder of a version's files on this machine: in place where the store is a folder, otherwise in the cache.
 ///
-/// Files are checked to be there with their sizes; [`super::verify_version`] compares their content.
+/// In place, files are checked to be there with their sizes; [`super::verify_version`] compares their content. What goes
+/// through the cache was verified.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Data`] if files are missing or have other sizes, [`crate::ErrorKind::Storage`] if the store is
-/// not a folder of this machine or cannot be read.
+/// [`crate::ErrorKind::Data`] if files are not what was published, [`crate::ErrorKind::Storage`] if the store cannot be read,
+/// [`crate::ErrorKind::NoSpace`] if they do not fit into the cache.
 pub fn open_local(store: &Store, version: &Version) -> Result<PathBuf> {
-    let Some(folder) = store.local_path(&version.prefix) else {
-        let reference = version.reference();
-        return Err(Error::storage(format!("'{}' is not a local folder, pull {reference} first", store.uri())));
-    };
-    size_problems(store, version)?.into_result(&version.reference())?;
-    Ok(folder)
+    let reference = version.reference();
+    if let Some(folder) = store.local_path(&version.prefix) {
+        size_problems(store, version)?.into_result(&reference)?;
+        return Ok(folder);
+    }
+    let files: Vec<_> = version.files.iter().map(|f| (f.path.clone(), f.digest())).collect();
+    let cache = store.cache().context(|| format!("fetch {reference}"))?;
+    let opened = cache.folder(&version.digest, &files, |path, to, digest| {
+        tracing::info!(file = path, bytes = digest.size, from = %reference, "fetching");
+        store.fetch(&version.key(path), to, digest)
+    });
+    opened.context(|| format!("fetch {reference}"))
 }
 
 /// The numbers of a name, each rising.

@@ -1,23 +1,74 @@
-//! What kind of failure a store's error is: the whole chain of causes decides, since a full disk hides deep inside it.
+//! What kind of failure a store's error is: the whole chain of causes decides, since a full disk, a missing bucket or a wrong
+//! region hide deep inside it.
 
 use std::error::Error as StdError;
 
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::secrets;
 
-/// The error for a failed `action` ("read", "write") on the object at `uri`.
+/// The error for a failed `action` ("read", "write") on the object at `uri`. The cause is kept as text without secrets.
 pub(super) fn storage_error(action: &str, uri: &str, source: object_store::Error) -> Error {
-    let (kind, hint) = if no_space(&source) {
-        (ErrorKind::NoSpace, ": no space left, free some and run the job again")
-    } else {
-        match &source {
-            object_store::Error::NotFound { .. } => (ErrorKind::NotFound, ": it does not exist"),
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                (ErrorKind::Storage, ": access is refused, check the permissions")
-            }
-            _ => (ErrorKind::Storage, ""),
+    let (kind, hint) = classify(&source);
+    let mut parts = vec![format!("cannot {action} '{uri}'")];
+    parts.extend((!hint.is_empty()).then(|| hint.to_owned()));
+    parts.extend((kind != ErrorKind::NoSpace).then(|| chain(&source)));
+    Error::new(kind, parts.join(": "))
+}
+
+fn classify(source: &object_store::Error) -> (ErrorKind, &'static str) {
+    if no_space(source) {
+        return (ErrorKind::NoSpace, "no space left, free some and run the job again");
+    }
+    let text = chain(source);
+    let says = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    if says(&["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist", "bucket does not exist"]) {
+        return (ErrorKind::NotFound, "the bucket or container does not exist, create it or correct its name");
+    }
+    if says(&[
+        "redirect without LOCATION",
+        "PermanentRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraint",
+    ]) {
+        return (ErrorKind::Config, "the bucket is in another region, set AWS_REGION to it");
+    }
+    if says(&["ExpiredToken", "RequestExpired", "token has expired"]) {
+        return (ErrorKind::Storage, "the credentials have expired, renew them");
+    }
+    if says(&["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed"]) {
+        return (ErrorKind::Config, "the store does not accept the credentials, check them");
+    }
+    match source {
+        object_store::Error::NotFound { .. } => (ErrorKind::NotFound, "it does not exist"),
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            (ErrorKind::Config, "access is refused, check the rights of these credentials")
         }
-    };
-    Error::new(kind, format!("cannot {action} '{uri}'{hint}")).with_source(source)
+        object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
+            (ErrorKind::Config, "the store cannot do this")
+        }
+        object_store::Error::InvalidPath { .. } => {
+            (ErrorKind::Data, "there is an object with a name that cannot be used, rename it")
+        }
+        _ if says(&["error trying to connect", "tcp connect error", "dns error", "Connection refused"]) => {
+            (ErrorKind::Storage, "the store cannot be reached, check the endpoint and the network")
+        }
+        _ => (ErrorKind::Storage, ""),
+    }
+}
+
+/// An error and its causes on one line, without repetitions and without secrets.
+pub(super) fn chain(error: &dyn StdError) -> String {
+    let mut texts: Vec<String> = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !texts.iter().any(|known| known.contains(&text)) {
+            texts.push(text);
+        }
+        cause = error.source();
+    }
+    let line: Vec<&str> = texts.iter().flat_map(|t| t.split_whitespace()).collect();
+    secrets::redact(&line.join(" ")).into_owned()
 }
 
 /// Whether a full disk or an exhausted quota is among the causes of `error`.
@@ -65,10 +116,26 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_keep_their_kind() {
+    fn causes_are_told_apart() {
         let denied = std::io::Error::from_raw_os_error(13);
         assert_eq!(storage_error("write", "u", generic(denied)).kind(), ErrorKind::Storage);
-        let missing = object_store::Error::NotFound { path: "a".into(), source: "gone".into() };
-        assert_eq!(storage_error("read", "u", missing).kind(), ErrorKind::NotFound);
+        let missing = |text: &str| object_store::Error::NotFound { path: "a".into(), source: text.into() };
+        assert_eq!(storage_error("read", "u", missing("gone")).kind(), ErrorKind::NotFound);
+        let region = "Received redirect without LOCATION, this normally indicates an incorrectly configured region";
+        for (source, kind, telling) in [
+            (missing("<Code>NoSuchBucket</Code>"), ErrorKind::NotFound, "bucket or container does not exist"),
+            (generic(region), ErrorKind::Config, "AWS_REGION"),
+            (
+                object_store::Error::PermissionDenied { path: "a".into(), source: "403".into() },
+                ErrorKind::Config,
+                "access is refused",
+            ),
+            (generic("<Code>ExpiredToken</Code>"), ErrorKind::Storage, "renew"),
+            (generic("error sending request: tcp connect error: refused"), ErrorKind::Storage, "cannot be reached"),
+        ] {
+            let error = storage_error("list", "s3://b/x", source);
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(telling), "{error}");
+        }
     }
 }

@@ -26,7 +26,7 @@ struct FaultStore {
 /// A store in memory with such faults.
 pub(crate) fn faulty_store() -> Store {
     let backend = FaultStore { memory: InMemory::new(), count: AtomicU64::new(0) };
-    Store::over("memory://faulty".to_owned(), Arc::new(backend), None)
+    Store::over("memory://faulty", Arc::new(backend))
 }
 
 impl fmt::Display for FaultStore {

@@ -10,20 +10,30 @@
 //! - **A successful write is on the disk:** files and their folders are synced before the call returns.
 //! - Memory is bounded: files travel in parts of 8 MiB (more only for files beyond 70 GB).
 //!
+//! - **No secret is shown:** errors and log lines are free of the credentials that stores are opened with.
+//!
 //! All calls are synchronous. A private tokio runtime drives the [`object_store`] crate; nothing here may be called from
-//! inside another runtime. Folders (`file:///path` or a plain path) are the only stores of this version; all code goes
-//! through [`object_store::ObjectStore`], so that another store is a new branch in [`Store::open`] and nothing else.
+//! inside another runtime. Stores are folders (`file:///path` or a plain path), S3, Azure Blob and Google Cloud Storage.
+//! Inputs may lie anywhere of these, or on a web server: see [`Source`].
 //!
 //! Local folders must support hard links (create-if-absent is a hard link), and `flock` across all machines that share
 //! them (see [`Store::lock`]).
 
+mod backend;
+mod cache;
 mod digest;
 mod fault_kind;
 #[cfg(test)]
 mod faults;
 mod grow;
 mod key;
+mod lease;
 mod lock;
+mod object;
+mod preflight;
+mod settings;
+mod source;
+pub(crate) mod tls;
 mod transfer;
 mod uri;
 
@@ -32,19 +42,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use time::OffsetDateTime;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 
+pub use cache::Cache;
 pub use digest::{FileDigest, sha256_file, sha256_hex};
 #[cfg(test)]
 pub(crate) use faults::faulty_store;
 pub use key::check_key;
 pub use lock::StoreLock;
-pub(crate) use transfer::PartialPath;
+pub use settings::StoreSettings;
+pub use source::{Source, is_remote};
+pub(crate) use transfer::{PartialPath, rename};
 
 /// How often [`Store::create_exact`] tries before it gives up.
 const CREATE_ATTEMPTS: u32 = 8;
@@ -60,6 +73,12 @@ struct Inner {
     backend: Arc<dyn ObjectStore>,
     /// The folder, for file stores.
     root: Option<PathBuf>,
+    /// Whether uploads are read back.
+    read_back: bool,
+    /// How long the holder of a lock may be silent; `None` where locks end with this process.
+    lease: Option<Duration>,
+    /// What it was opened with: for the cache, and for inputs of the same kind of store.
+    settings: StoreSettings,
     held: lock::HeldLocks,
 }
 
@@ -90,46 +109,125 @@ pub enum Created {
 }
 
 impl Store {
-    /// Opens the store at `uri`: `file:///absolute/path` or a plain path. The folder is created when it is missing.
+    /// Opens the store at `uri`, a folder or memory, without settings. The folder is created when it is missing.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URI that is malformed or of a scheme that this version does not have;
-    /// [`ErrorKind::Storage`] or [`ErrorKind::NoSpace`] if the folder cannot be created or opened.
+    /// As [`Store::open_with`].
     pub fn open(uri: &str) -> Result<Store> {
-        let folder = uri::parse(uri)?;
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("create the store's folder", &folder, e))?;
-        let root = folder.canonicalize().map_err(|e| Error::io("open the store's folder", &folder, e))?;
-        let backend = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|e| self::fault_kind::storage_error("open", &root.display().to_string(), e))?
-            .with_fsync(true)
-            .with_automatic_cleanup(true);
-        Ok(Self::over(uri::of_path(&root), Arc::new(backend), Some(root)))
+        Store::open_with(uri, &StoreSettings::default())
+    }
+
+    /// Opens the store at `uri`: `s3://bucket/path`, `az://container/path`, `abfss://container@account.../path`,
+    /// `gs://bucket/path`, `file:///absolute/path`, `memory://` or a plain path. A folder is created when it is missing; of
+    /// others nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a URI that is malformed or no store, for unknown options and missing credentials;
+    /// [`ErrorKind::Storage`] or [`ErrorKind::NoSpace`] if the folder cannot be created or opened.
+    pub fn open_with(uri: &str, settings: &StoreSettings) -> Result<Store> {
+        if let uri::Location::Http(_) = uri::Location::parse(uri)? {
+            return Err(Error::config(format!(
+                "'{}' can be an input but no store: a web server takes no files",
+                uri::Location::parse(uri)?.canonical()
+            )));
+        }
+        let backend = backend::connect(uri, settings)?;
+        backend::check_store_path(&backend).context(|| format!("'{}'", backend.root_uri))?;
+        let lease = (backend.folder.is_none() && backend.root_uri != "memory://").then_some(backend.lease);
+        let (uri, client) = if backend.path.is_empty() {
+            (backend.root_uri, backend.client)
+        } else {
+            let uri = format!("{}/{}", backend.root_uri, backend.path);
+            let below: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(backend.client, backend.path));
+            (uri, below)
+        };
+        let inner = Inner {
+            uri,
+            backend: client,
+            root: backend.folder,
+            read_back: backend.read_back,
+            lease,
+            settings: settings.clone(),
+            held: lock::HeldLocks::default(),
+        };
+        Ok(Store { inner: Arc::new(inner) })
     }
 
     /// Opens the store at `uri` for reading: nothing is created.
     ///
     /// # Errors
-    /// As [`Store::open`], and [`ErrorKind::NotFound`] when there is no store.
-    pub fn open_existing(uri: &str) -> Result<Store> {
-        let folder = uri::parse(uri)?;
-        if !folder.is_dir() {
-            let text = format!(
-                "there is no store at '{}': check --store, MEDTUNE_STORE or the job's store:",
-                folder.display()
-            );
-            return Err(Error::not_found(text));
+    /// As [`Store::open_with`], and [`ErrorKind::NotFound`] when there is no store.
+    pub fn open_existing(uri: &str, settings: &StoreSettings) -> Result<Store> {
+        let missing = |place: String| {
+            Error::not_found(format!(
+                "there is no store at '{place}': check --store, MEDTUNE_STORE or the job's store:"
+            ))
+        };
+        if let uri::Location::Folder(folder) = uri::Location::parse(uri)?
+            && !folder.is_dir()
+        {
+            return Err(missing(folder.display().to_string()));
         }
-        Store::open(uri)
+        let store = Store::open_with(uri, settings)?;
+        if store.is_remote() && store.is_empty()? {
+            return Err(missing(store.uri().to_owned()));
+        }
+        Ok(store)
+    }
+
+    /// What is kept on this machine of what was fetched from this store and from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Cache::from_settings`].
+    pub fn cache(&self) -> Result<Cache> {
+        Cache::from_settings(&self.inner.settings)
+    }
+
+    /// An input at a URI, reached with the settings of this store where it is of the same kind.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn source(&self, uri: &str) -> Result<Source> {
+        let scheme = |uri: &str| uri.split("://").next().unwrap_or_default().to_ascii_lowercase();
+        let settings = &self.inner.settings;
+        if scheme(uri) == scheme(self.uri()) {
+            return Source::open(uri, settings);
+        }
+        Source::open(uri, &settings.without_options())
+    }
+
+    /// Whether there is no object at all.
+    fn is_empty(&self) -> Result<bool> {
+        let mut listing = self.inner.backend.list(None);
+        let first = run(listing.try_next())?.map_err(|e| self.error("list", "", e))?;
+        Ok(first.is_none())
+    }
+
+    /// Whether other machines reach this store over a network.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.inner.lease.is_some()
     }
 
     /// A store in this process's memory, for tests: it starts empty and is gone with its last clone.
     #[must_use]
     pub fn in_memory() -> Store {
-        Self::over("memory://".to_owned(), Arc::new(object_store::memory::InMemory::new()), None)
+        Self::over("memory://", Arc::new(object_store::memory::InMemory::new()))
     }
 
-    fn over(uri: String, backend: Arc<dyn ObjectStore>, root: Option<PathBuf>) -> Store {
-        Store { inner: Arc::new(Inner { uri, backend, root, held: lock::HeldLocks::default() }) }
+    fn over(uri: &str, backend: Arc<dyn ObjectStore>) -> Store {
+        let (uri, held) = (uri.to_owned(), lock::HeldLocks::default());
+        let settings = StoreSettings::default();
+        Store { inner: Arc::new(Inner { uri, backend, root: None, read_back: false, lease: None, settings, held }) }
+    }
+
+    /// The same store with locks that are leases, as between machines.
+    #[cfg(test)]
+    pub(crate) fn with_lease(self, ttl: Duration) -> Store {
+        let (uri, backend) = (self.inner.uri.clone(), self.inner.backend.clone());
+        let (settings, held) = (self.inner.settings.clone(), lock::HeldLocks::default());
+        let inner = Inner { uri, backend, root: None, read_back: false, lease: Some(ttl), settings, held };
+        Store { inner: Arc::new(inner) }
     }
 
     /// The canonical URI, without a trailing slash.
@@ -198,11 +296,19 @@ impl Store {
     /// [`ErrorKind::NotFound`] if there is no such object, [`ErrorKind::Data`] if its content differs from what is
     /// expected, [`ErrorKind::NoSpace`] for a full disk, otherwise [`ErrorKind::Storage`].
     pub fn download(&self, key: &str, to: &Path, expected: &FileDigest) -> Result<()> {
-        let source = object_path(key)?;
         let part = PartialPath::beside(to)?;
-        let found = run(transfer::fetch(self, key, &source, Some(part.path())))??;
-        check_digest(self, key, &found, expected)?;
+        self.fetch(key, part.path(), expected)?;
         part.rename_to(to)
+    }
+
+    /// As [`Store::download`], but straight to `to`: what an interrupted call left there is kept, and the rest of the object
+    /// added to it.
+    ///
+    /// # Errors
+    /// As [`Store::download`]. What is there after other errors than [`ErrorKind::Data`] can be gone on with.
+    pub(crate) fn fetch(&self, key: &str, to: &Path, expected: &FileDigest) -> Result<()> {
+        let source = object_path(key)?;
+        run(transfer::fetch(&self.object(key, &source), to, expected))?
     }
 
     /// Size and SHA-256 of the object at `key`, computed from its content; `None` if there is none.
@@ -211,7 +317,7 @@ impl Store {
     /// [`ErrorKind::Config`] for an invalid key, otherwise [`ErrorKind::Storage`].
     pub fn digest(&self, key: &str) -> Result<Option<FileDigest>> {
         let source = object_path(key)?;
-        match run(transfer::fetch(self, key, &source, None))? {
+        match run(transfer::digest(&self.object(key, &source), None))? {
             Ok(found) => Ok(Some(found)),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -312,6 +418,15 @@ impl Store {
         Err(last.context(format!("gave up after {CREATE_ATTEMPTS} attempts")))
     }
 
+    fn object(&self, key: &str, path: &ObjectPath) -> object::Object {
+        object::Object {
+            client: self.inner.backend.clone(),
+            path: path.clone(),
+            uri: self.uri_of(key),
+            local: self.inner.root.is_some(),
+        }
+    }
+
     fn error(&self, action: &str, key: &str, source: object_store::Error) -> Error {
         fault_kind::storage_error(action, &self.uri_of(key), source)
     }
@@ -322,19 +437,6 @@ fn object_info(meta: &ObjectMeta) -> ObjectInfo {
     // seconds; a time that cannot be told counts as very old
     let modified = modified.unwrap_or(OffsetDateTime::UNIX_EPOCH);
     ObjectInfo { key: meta.location.to_string(), size: meta.size, modified }
-}
-
-/// Compares what was read from `key` with what must be there.
-fn check_digest(store: &Store, key: &str, found: &FileDigest, expected: &FileDigest) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    let uri = store.uri_of(key);
-    Err(Error::data(if found.size == expected.size {
-        format!("'{uri}' has changed: its sha256 is {}, expected {}; restore it", found.sha256, expected.sha256)
-    } else {
-        format!("'{uri}' has changed: it has {} bytes, expected {}; restore it", found.size, expected.size)
-    }))
 }
 
 /// The store's own path type; keys are taken as they are, never percent-encoded.
@@ -351,7 +453,7 @@ fn backoff(attempt: u32) -> Duration {
 }
 
 /// Drives a future of the store on the private runtime.
-fn run<F: Future>(future: F) -> Result<F::Output> {
+pub(crate) fn run<F: Future>(future: F) -> Result<F::Output> {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime.block_on(future));
@@ -372,7 +474,7 @@ fn run<F: Future>(future: F) -> Result<F::Output> {
 /// # Errors
 /// [`ErrorKind::Config`] for a malformed URI or one of another scheme.
 pub fn local_folder(uri: &str) -> Result<PathBuf> {
-    uri::parse(uri)
+    uri::local(uri)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! or credentials.
 
 mod progress;
+pub(crate) mod secrets;
 pub mod stop;
 pub mod tfevents;
 

@@ -182,7 +182,11 @@ pub(super) struct AboveBars;
 
 impl std::io::Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        BARS.suspend(|| std::io::stderr().write(bytes))
+        // a line comes in one call; whatever a library writes into it, no secret leaves
+        let text = String::from_utf8_lossy(bytes);
+        let shown = super::secrets::redact(&text);
+        BARS.suspend(|| std::io::stderr().write_all(shown.as_bytes()))?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
