@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+import servers
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -41,6 +42,20 @@ def medtune(binary):
         return json.loads(done.stdout) if "--json" in arguments and expect == 0 else done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A `servers.S3`, shared by all tests: each takes a prefix of its own."""
+    with servers.s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure():
+    """A `servers.Azure`, shared by all tests: each takes a prefix of its own."""
+    with servers.azure_server() as server:
+        yield server
 
 
 def model_config():
