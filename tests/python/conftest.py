@@ -31,6 +31,18 @@ def binary():
 
 
 @pytest.fixture(scope="session")
+def core_binary(binary):
+    """The medtune program without libtorch: MEDTUNE_CORE_BIN, else what `scripts/test` puts beside the other one."""
+    given = os.environ.get("MEDTUNE_CORE_BIN")
+    path = Path(given or binary.with_name("medtune-core"))
+    if not path.is_file():
+        if given:
+            pytest.fail(f"MEDTUNE_CORE_BIN is {given}, which is not a file")
+        pytest.skip(f"{path} is not built; run scripts/test binary, or set MEDTUNE_CORE_BIN")
+    return path
+
+
+@pytest.fixture(scope="session")
 def medtune(binary):
     """Runs medtune with the arguments and returns its standard output, parsed where --json is among them; fails on another exit code."""
 
