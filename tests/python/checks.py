@@ -26,12 +26,14 @@ def mlflow_environment():
     }
 
 
-def mlflow_predict(folder, package, columns, rows, params=None, expect=0):
-    """What real MLflow answers for the rows, in a process of its own; `folder` takes the exchanged files. Returns (answer, stderr)."""
+def mlflow_predict(folder, package, columns, rows, params=None, expect=0, extra=None):
+    """What real MLflow answers for the rows, in a process of its own; `folder` takes the exchanged files, `extra` is added to the
+    environment. Returns (answer, stderr)."""
     request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
     request.write_text(json.dumps({"columns": columns, "data": rows, "params": params}))
     command = [sys.executable, "-W", "error::FutureWarning", str(HERE / "mlflow_predict.py"), str(package), str(request), str(answer)]
-    run = subprocess.run(command, env=mlflow_environment(), cwd=folder, capture_output=True, text=True, timeout=300)
+    env = mlflow_environment() | (extra or {})
+    run = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == expect, run.stderr
     return (json.loads(answer.read_text()) if expect == 0 else None), run.stderr
 

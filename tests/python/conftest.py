@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+import servers
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -30,6 +31,18 @@ def binary():
 
 
 @pytest.fixture(scope="session")
+def core_binary(binary):
+    """The medtune program without libtorch: MEDTUNE_CORE_BIN, else what `scripts/test` puts beside the other one."""
+    given = os.environ.get("MEDTUNE_CORE_BIN")
+    path = Path(given or binary.with_name("medtune-core"))
+    if not path.is_file():
+        if given:
+            pytest.fail(f"MEDTUNE_CORE_BIN is {given}, which is not a file")
+        pytest.skip(f"{path} is not built; run scripts/test binary, or set MEDTUNE_CORE_BIN")
+    return path
+
+
+@pytest.fixture(scope="session")
 def medtune(binary):
     """Runs medtune with the arguments and returns its standard output, parsed where --json is among them; fails on another exit code."""
 
@@ -41,6 +54,20 @@ def medtune(binary):
         return json.loads(done.stdout) if "--json" in arguments and expect == 0 else done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A `servers.S3`, shared by all tests: each takes a prefix of its own."""
+    with servers.s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure():
+    """A `servers.Azure`, shared by all tests: each takes a prefix of its own."""
+    with servers.azure_server() as server:
+        yield server
 
 
 def model_config():

@@ -1,0 +1,193 @@
+"""Publishing on every kind of store, from many processes at once and with a publisher that is killed: folders, S3, Azure, and both
+behind a network that loses answers and a service that is busy."""
+
+import contextlib
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from servers import Folder, counts, faulty
+from stores import LEASE, Place, random_file
+
+WRITERS, EACH = 16, 5
+BAD_NETWORK = ["--lost-ack", 0.2, "--busy", 0.1]
+NETWORKS = {"s3-faulty": [*BAD_NETWORK, "--conflict", 0.05], "azure-faulty": BAD_NETWORK}
+
+
+@contextlib.contextmanager
+def server_of(kind, request, folder):
+    """The server of this kind, and what a faulty network has done to it so far (a function)."""
+    if kind == "folder":
+        yield Folder(folder), dict
+        return
+    server = request.getfixturevalue(kind.removesuffix("-faulty"))
+    if kind not in NETWORKS:
+        yield server, dict
+        return
+    with faulty(server, *NETWORKS[kind], "--seed", 7) as proxied:
+        yield proxied, lambda: counts(proxied)
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3", "azure", *NETWORKS])
+def test_racing_publishers_get_all_numbers_once(binary, request, tmp_path, kind):
+    """16 at a time, 80 in all: the numbers 1 to 80, each with its writer's content."""
+    files = tmp_path / "files"
+    files.mkdir()
+
+    def write(writer):
+        made = {}
+        for turn in range(EACH):
+            path = files / f"{writer}-{turn}.txt"
+            path.write_text(f"turn {turn} of writer {writer}\n")
+            # tags make them strangers to each other: none may take up what another has begun
+            found = place.good("data", "register", "--name", "race", "--tag", f"writer={writer}", path, "--json")
+            made[found["version"]] = path
+        return made
+
+    with server_of(kind, request, tmp_path / "store") as (server, happened):
+        place = Place(binary, server, f"race-{kind}", tmp_path)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            made = list(pool.map(write, range(WRITERS)))
+        faults = happened()
+
+    versions = {number: path for of_writer in made for number, path in of_writer.items()}
+    assert sorted(versions) == list(range(1, WRITERS * EACH + 1))
+    assert sum(map(len, made)) == len(versions), "a number was given twice"
+    if faults:
+        print({name: faults[name] for name in ("requests", "lost_ack", "busy", "conflict")})
+        assert faults["lost_ack"] > WRITERS and faults["busy"] > WRITERS
+        assert faults["conflict"] or kind != "s3-faulty"
+
+    # the same seen by others, without the faults and without medtune
+    if faults:
+        server = request.getfixturevalue(kind.removesuffix("-faulty"))
+    quiet = Place(binary, server, f"race-{kind}", tmp_path)
+    assert [entry["version"] for entry in quiet.good("data", "list", "--json")] == sorted(versions)
+    manifests = quiet.manifests()
+    assert sorted(manifests) == [("race", number) for number in sorted(versions)]
+    sizes = quiet.sizes()
+    for number, path in versions.items():
+        manifest = manifests["race", number]
+        assert [file["path"] for file in manifest["files"]] == [path.name]
+        quiet.check_files(manifest)
+    assert len([key for key in sizes if key.startswith("data/")]) == len(versions)
+
+
+class Readers:
+    """Processes that list and verify for as long as the block lasts; `listed` are all versions that were ever seen."""
+
+    def __init__(self, place, name, count=2):
+        self.place, self.name, self.count = place, name, count
+        self.listed, self.verified, self.problems, self.stop = set(), 0, [], threading.Event()
+
+    def read(self, seed):
+        rng = random.Random(seed)
+        while not self.stop.is_set():
+            listed = self.place.call("data", "list", "--json")
+            if listed.returncode == 13 and not self.listed:
+                # before the first version there is no store
+                continue
+            if listed.returncode != 0:
+                self.problems.append(listed.stderr)
+                return
+            numbers = [entry["version"] for entry in json.loads(listed.stdout)]
+            self.listed |= set(numbers)
+            if not numbers:
+                continue
+            # the newest is the one that may be wrong
+            number = rng.choice([numbers[-1], numbers[-1], rng.choice(numbers)])
+            verified = self.place.call("data", "verify", f"{self.name}@{number}")
+            self.verified += 1
+            if verified.returncode != 0:
+                self.problems.append(verified.stderr)
+
+    def __enter__(self):
+        self.threads = [threading.Thread(target=self.read, args=[n]) for n in range(self.count)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def publish(place, source, *tags, kill_after=None):
+    """Registers the folder; whether it came to its end before it was killed."""
+    command = [place.binary, "data", "register", "--name", "storm", source]
+    for tag in tags:
+        command += ["--tag", tag]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(list(map(str, command)), env=place.env, stdout=subprocess.DEVNULL, stderr=errors)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(kill_after or 120)
+        process.kill()
+        status = process.wait()
+        errors.seek(0)
+        assert status in ((0, -9) if kill_after else (0,)), errors.read()
+    return status == 0
+
+
+@pytest.mark.parametrize("kind, kills, largest", [("folder", 100, 300_000), ("s3", 20, 9 << 20)])
+def test_a_publisher_that_is_killed(binary, request, tmp_path, kind, kills, largest):
+    """kill -9 at random moments while others read: what is listed is whole, and gc takes what was left, and nothing else."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    source = tmp_path / "source"
+    for n in range(20):
+        random_file(source / f"part-{n % 3}" / f"{n:02}.bin", largest if n == 7 else rng.randrange(50_000, 300_000), n)
+    with server_of(kind, request, tmp_path / "store") as (server, _):
+        place = Place(binary, server, f"storm-{kind}", tmp_path)
+        interrupted, published = 0, True
+
+        def content(number):
+            (source / "number.txt").write_text(f"content {number}\n")
+
+        with Readers(place, "storm") as readers:
+            durations = []
+            for number in range(3):
+                content(number)
+                begun = time.monotonic()
+                publish(place, source)
+                durations.append(time.monotonic() - begun)
+            for turn in range(kills):
+                # some give up for good: nobody comes again with these tags
+                tags = [f"turn={turn}"] if rng.random() < 0.3 else []
+                if published:
+                    content(3 + turn)
+                published = publish(place, source, *tags, kill_after=rng.uniform(0, 1.1) * statistics.median(durations))
+                interrupted += not published
+            # the last that did not get there comes again
+            publish(place, source)
+
+        print(f"{interrupted} of {kills} interrupted, {len(readers.listed)} versions listed, {readers.verified} times verified")
+        assert not readers.problems, readers.problems[:3]
+        assert interrupted > kills / 3 and readers.verified > kills / 10
+        listed = {entry["version"] for entry in place.good("data", "list", "--json")}
+        assert readers.listed <= listed
+        manifests = place.manifests()
+        assert {number for _, number in manifests} == listed
+        named = {f"{m['prefix']}/{file['path']}" for m in manifests.values() for file in m["files"]}
+        before = {key for key in place.sizes() if key.startswith("data/")}
+        assert named < before, "there is no debris: the kills came too late or too early"
+
+        if kind != "folder":
+            time.sleep(LEASE + 1)
+        place.good("gc", "--older-than", "0s")
+        after = set(place.sizes())
+        assert {key for key in after if key.startswith("data/")} == named
+        assert not [key for key in after if key.rpartition("#")[2].isdecimal() and "#" in key]
+        assert place.manifests() == manifests
+        for number in sorted(listed):
+            place.good("data", "verify", f"storm@{number}")
+        # and numbers go on
+        content("after gc")
+        assert place.good("data", "register", "--name", "storm", source, "--json")["version"] > max(listed)
