@@ -9,10 +9,16 @@ use crate::telemetry::secrets;
 /// The error for a failed `action` ("read", "write") on the object at `uri`. The cause is kept as text without secrets.
 pub(super) fn storage_error(action: &str, uri: &str, source: object_store::Error) -> Error {
     let (kind, hint) = classify(&source);
-    let mut parts = vec![format!("cannot {action} '{uri}'")];
-    parts.extend((!hint.is_empty()).then(|| hint.to_owned()));
-    parts.extend((kind != ErrorKind::NoSpace).then(|| chain(&source)));
-    Error::new(kind, parts.join(": "))
+    let cause = chain(&source);
+    let said = match hint {
+        "" => cause,
+        // what is known needs no page of XML
+        _ => {
+            tracing::debug!(uri, %cause, "{hint}");
+            [hint, &answer(&cause)].concat()
+        }
+    };
+    Error::new(kind, format!("cannot {action} '{uri}': {said}"))
 }
 
 fn classify(source: &object_store::Error) -> (ErrorKind, &'static str) {
@@ -54,6 +60,16 @@ fn classify(source: &object_store::Error) -> (ErrorKind, &'static str) {
         }
         _ => (ErrorKind::Storage, ""),
     }
+}
+
+/// Status and code of a server's answer, such as ` (403 Forbidden, AccessDenied)`; empty if there is none.
+fn answer(cause: &str) -> String {
+    let after = |start: &str, end: &str| {
+        let rest = cause.split_once(start)?.1;
+        Some(rest.split(end).next().unwrap_or(rest).trim().to_owned()).filter(|t| !t.is_empty() && t.len() < 60)
+    };
+    let found: Vec<String> = [after("status code: ", ":"), after("<Code>", "<")].into_iter().flatten().collect();
+    if found.is_empty() { String::new() } else { format!(" ({})", found.join(", ")) }
 }
 
 /// An error and its causes on one line, without repetitions and without secrets.
@@ -123,7 +139,11 @@ mod tests {
         assert_eq!(storage_error("read", "u", missing("gone")).kind(), ErrorKind::NotFound);
         let region = "Received redirect without LOCATION, this normally indicates an incorrectly configured region";
         for (source, kind, telling) in [
-            (missing("<Code>NoSuchBucket</Code>"), ErrorKind::NotFound, "bucket or container does not exist"),
+            (
+                missing("status code: 404 Not Found: <Error><Code>NoSuchBucket</Code>..."),
+                ErrorKind::NotFound,
+                "correct its name (404 Not Found, NoSuchBucket)",
+            ),
             (generic(region), ErrorKind::Config, "AWS_REGION"),
             (
                 object_store::Error::PermissionDenied { path: "a".into(), source: "403".into() },

@@ -169,13 +169,13 @@ mod tests {
     #[test]
     fn one_thread_at_a_time_holds_a_lock() {
         let folder = tempfile::tempdir().unwrap();
-        let leased = Store::in_memory().with_lease(Duration::from_secs(60));
+        let leased = Store::in_memory().with_lease(Duration::from_secs(5));
         for store in [Store::in_memory(), Store::open(folder.path().to_str().unwrap()).unwrap(), leased] {
             let inside = AtomicUsize::new(0);
             std::thread::scope(|scope| {
-                for _ in 0..3 {
+                for _ in 0..2 {
                     scope.spawn(|| {
-                        for _ in 0..3 {
+                        for _ in 0..2 {
                             let lock = store.lock("a").unwrap();
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                             assert!(store.is_locked("a").unwrap() && !store.is_locked("b").unwrap());

@@ -240,7 +240,7 @@ impl Store {
     #[must_use]
     pub fn uri_of(&self, key: &str) -> String {
         let uri = self.uri();
-        let separator = if uri.ends_with('/') { "" } else { "/" };
+        let separator = if uri.ends_with('/') || key.is_empty() { "" } else { "/" };
         format!("{uri}{separator}{key}")
     }
 
