@@ -24,6 +24,7 @@ mod faults;
 mod grow;
 mod key;
 mod lock;
+mod raw;
 mod transfer;
 mod uri;
 
@@ -44,6 +45,7 @@ pub use digest::{FileDigest, sha256_file, sha256_hex};
 pub(crate) use faults::faulty_store;
 pub use key::check_key;
 pub use lock::StoreLock;
+pub(crate) use raw::is_leftover;
 pub(crate) use transfer::PartialPath;
 
 /// How often [`Store::create_exact`] tries before it gives up.
