@@ -138,7 +138,7 @@ impl Sweep<'_> {
         let mut unknown = BTreeSet::new();
         for ((name, number), files) in by_version(kind, files) {
             let folder = prefix(kind, &name, number);
-            match names.get(&name) {
+            match names.get(&name).filter(|numbers| numbers.highest() > 0) {
                 None => {
                     unknown.insert(name);
                 }
@@ -298,7 +298,7 @@ fn by_version(kind: AssetKind, files: Vec<ObjectInfo>) -> BTreeMap<(String, u64)
             continue;
         };
         // as `prefix` writes it: no zero or plus sign in front
-        let number = number.parse().ok().filter(|n| prefix(kind, name, *n).ends_with(&format!("/{number}")));
+        let number = number.parse::<u64>().ok().filter(|n| prefix(kind, name, *n).ends_with(&format!("/{number}")));
         if let Some(number) = number.filter(|n| *n > 0)
             && check_name(name).is_ok()
         {

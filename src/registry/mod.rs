@@ -7,7 +7,7 @@
 //!   as interrupted publishers are run again.
 //! - **Publishing is idempotent for its owner:** the same owner publishing the same files again gets the version that
 //!   exists; an owner that was interrupted goes on with the number that it had reserved.
-//! - **Nothing is deleted but by [`gc`]**: a version that is removed is marked, and one that is there keeps its files.
+//! - **Nothing is deleted but by [`gc()`]**: a version that is removed is marked, and one that is there keeps its files.
 //! - **Versions never change.** [`verify_version`] finds every file that was changed, removed or added, by its SHA-256.
 //!
 //! Layout in the store:

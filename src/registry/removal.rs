@@ -2,7 +2,7 @@
 //!
 //! Guarantees:
 //! - **A removal is final and says why.** Whoever asks for the version is told when and why it was removed.
-//! - **Its number is never given again.** Its manifest stays; [`super::gc`] takes its files, some time later.
+//! - **Its number is never given again.** Its manifest stays; [`super::gc()`] takes its files, some time later.
 //! - **What an alias names is not removed.**
 
 use serde::{Deserialize, Serialize};

@@ -24,7 +24,7 @@ fn claim(store: &Store, number: u64, owner: &str, lock: Option<&str>) {
 }
 
 fn keys(store: &Store) -> Vec<String> {
-    store.list("").unwrap().into_iter().map(|o| o.key).collect()
+    store.list("").unwrap().into_iter().map(|o| o.key).filter(|key| !key.starts_with(".locks/")).collect()
 }
 
 fn removed(report: &GcReport) -> Vec<(DebrisKind, &str, u64, u64)> {
@@ -52,7 +52,7 @@ impl Dice {
 /// Fills a store: versions in every state, and whatever else is found in stores. Returns the keys of the debris.
 fn fill(store: &Store, folder: &Path, dice: &mut Dice) -> Vec<String> {
     let mut debris = Vec::new();
-    let mut put = |key: String, debris: &mut Vec<String>| {
+    let put = |key: String, debris: &mut Vec<String>| {
         store.put(&key, b"debris".to_vec()).unwrap();
         debris.push(key);
     };
@@ -179,7 +179,8 @@ fn the_youngest_file_of_a_folder_decides() {
     };
     let sweep =
         |hours: u64| gc(&store, &GcOptions { older_than: Duration::from_secs(hours * 3600), dry_run: true }).unwrap();
-    let all = ["models/net/1/stray", "models/net/2", "models/net/3", &format!("checkpoints/{HASH}")];
+    let checkpoints = format!("checkpoints/{HASH}");
+    let all = ["models/net/1/stray", "models/net/2", "models/net/3", checkpoints.as_str()];
     assert!(sweep(1).removed.is_empty());
     assert_eq!(sweep(1).kept.iter().map(|k| k.key.as_str()).collect::<Vec<_>>(), all);
     age(old, 50);
@@ -314,7 +315,7 @@ fn finished_steps_are_forgotten_only_when_their_versions_are_gone() {
         for owner in ["a", "b"] {
             publish(store, new_version(folder, owner, "x")).unwrap();
         }
-        let mut put = |fingerprint: &str, outputs: &[&str]| {
+        let put = |fingerprint: &str, outputs: &[&str]| {
             let outputs = outputs.iter().map(|o| ((*o).to_owned(), (*o).to_owned()));
             let (fingerprint, run_id) = (fingerprint.to_owned(), "r".to_owned());
             let step = CachedStep {

@@ -39,8 +39,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes what [`Store::list_raw`] has listed under this key, and in a folder the folders that it leaves empty. One
-    /// that is not there is no error.
+    /// Removes what [`Store::list_raw`] has listed under this key, and in a folder the folders that it leaves empty: not
+    /// those of a kind or name, which somebody may be about to use. One that is not there is no error.
     ///
     /// # Errors
     /// As [`Store::delete`].
@@ -51,9 +51,10 @@ impl Store {
             Err(e) if e.kind() != Io::NotFound => return Err(Error::io("remove", &path, e)),
             _ => {}
         }
+        let depth = if key.starts_with("checkpoints/") { 1 } else { 2 };
+        let folders = key.match_indices('/').skip(depth).map(|(end, _)| root.join(&key[..end]));
         // a folder that is not empty, or that somebody else has removed, ends this
-        let folders = path.ancestors().skip(1).take_while(|folder| folder != root);
-        let _ = folders.map(fs::remove_dir).find(Result::is_err);
+        let _ = folders.rev().map(fs::remove_dir).find(Result::is_err);
         Ok(())
     }
 }
@@ -112,12 +113,12 @@ mod tests {
         fs::write(outside.path().join("precious"), "x").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
-        store.put("a/b/whole", b"123".to_vec()).unwrap();
-        fs::write(folder.path().join("a/b/whole#1"), "12").unwrap();
+        store.put("a/b/c/d/whole", b"123".to_vec()).unwrap();
+        fs::write(folder.path().join("a/b/c/d/whole#1"), "12").unwrap();
         fs::write(folder.path().join("a/odd name"), "").unwrap();
         std::os::unix::fs::symlink(outside.path(), folder.path().join("a/link")).unwrap();
         let keys = |store: &Store| store.list_raw("a").unwrap().into_iter().map(|o| o.key).collect::<Vec<_>>();
-        assert_eq!(keys(&store), ["a/b/whole", "a/b/whole#1", "a/link", "a/odd name"]);
+        assert_eq!(keys(&store), ["a/b/c/d/whole", "a/b/c/d/whole#1", "a/link", "a/odd name"]);
         let listed = store.list_raw("a").unwrap();
         assert_eq!(listed[1].size, 2);
         assert!((OffsetDateTime::now_utc() - listed[1].modified).whole_minutes() < 5);
@@ -126,7 +127,7 @@ mod tests {
             store.delete_raw(&key).unwrap();
         }
         assert!(keys(&store).is_empty() && outside.path().join("precious").exists());
-        assert!(!folder.path().join("a").exists() && folder.path().exists());
+        assert!(folder.path().join("a/b").exists() && !folder.path().join("a/b/c").exists());
         assert!(store.list_raw("never").unwrap().is_empty());
     }
 }
