@@ -165,7 +165,7 @@ fn earlier_attempt(store: &Store, new: &NewVersion) -> Result<Option<Earlier>> {
     let mut wanted = None;
     let known = numbers(store, new.kind, &new.name)?;
     // newest first: an owner that comes again mostly does so soon; what was removed stays so, and is made anew
-    for number in known.claimed.difference(&known.removed).rev().copied() {
+    for number in known.claimed.into_iter().rev().filter(|n| !known.removed.contains(n)) {
         let key = claim_key(new.kind, &new.name, number);
         match json::read::<Claim>(store, &key) {
             Ok(Some(claim)) if claim.owner == new.owner => {}

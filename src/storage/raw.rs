@@ -52,9 +52,9 @@ impl Store {
             _ => {}
         }
         let depth = if key.starts_with("checkpoints/") { 1 } else { 2 };
-        let folders = key.match_indices('/').skip(depth).map(|(end, _)| root.join(&key[..end]));
+        let folders: Vec<_> = key.match_indices('/').skip(depth).map(|(end, _)| root.join(&key[..end])).collect();
         // a folder that is not empty, or that somebody else has removed, ends this
-        let _ = folders.rev().map(fs::remove_dir).find(Result::is_err);
+        let _ = folders.into_iter().rev().map(fs::remove_dir).find(Result::is_err);
         Ok(())
     }
 }
