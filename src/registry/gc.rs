@@ -28,10 +28,16 @@ use super::runs::RunRecord;
 use super::steps::names_what_is_gone;
 use super::version::{AssetKind, check_name, manifest_key, prefix, removal_key};
 
+/// How old the leftovers of writers must be outside of the folders of versions, where no lock tells whether the writer is
+/// alive. Taking a file from a writer that is about to give it its name would let another use the same temporary name, and
+/// the first publish what the second has written.
+const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
+
 /// How to clean up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GcOptions {
-    /// Only what was last written at least this long ago goes; zero stands for everything.
+    /// Only what was last written at least this long ago goes; zero stands for everything, but for the leftovers of
+    /// writers outside of the folders of versions: these are at least a day old.
     pub older_than: Duration,
     /// Only say what would be removed.
     pub dry_run: bool,
@@ -116,7 +122,7 @@ pub fn gc(store: &Store, options: &GcOptions) -> Result<GcReport> {
     let alive = RunRecord::list(store)?.into_iter().find(RunRecord::is_alive).map(|r| r.run_id);
     sweep.checkpoints(alive.as_deref())?;
     sweep.cached_steps()?;
-    sweep.leftovers(alive.as_deref())?;
+    sweep.leftovers()?;
     Ok(sweep.report)
 }
 
@@ -145,7 +151,9 @@ impl Sweep<'_> {
                 Some(numbers) if numbers.removed.contains(&number) => {
                     // readers that found the version before have the time that the age gives
                     let removed = removals.get(&removal_key(kind, &name, number)).copied();
-                    self.offer((DebrisKind::Removed, &folder), &files, removed)?;
+                    if self.is_old(&folder, removed.into_iter(), self.options.older_than) {
+                        self.offer((DebrisKind::Removed, &folder), &files)?;
+                    }
                 }
                 Some(numbers) => self.version((kind, &name, number), numbers, files)?,
             }
@@ -180,7 +188,7 @@ impl Sweep<'_> {
                 continue;
             }
             let what = if is_leftover(path) { DebrisKind::Leftover } else { DebrisKind::Stray };
-            self.offer((what, &file.key.clone()), &[file], None)?;
+            self.offer((what, &file.key.clone()), &[file])?;
         }
         Ok(())
     }
@@ -188,7 +196,7 @@ impl Sweep<'_> {
     /// The folder of a version without a manifest.
     fn unfinished(&mut self, (kind, name, number): (AssetKind, &str, u64), files: &[ObjectInfo]) -> Result<()> {
         let folder = prefix(kind, name, number);
-        if !self.is_old(&folder, files, None) {
+        if !self.is_old(&folder, files.iter().map(|f| f.modified), self.options.older_than) {
             return Ok(());
         }
         let lock = lock_of_claim(self.store, kind, name, number)?;
@@ -205,7 +213,7 @@ impl Sweep<'_> {
             return Ok(());
         }
         let files = self.store.list_raw(&folder)?;
-        self.offer((DebrisKind::Unfinished, &folder), &files, None)
+        self.offer((DebrisKind::Unfinished, &folder), &files)
     }
 
     /// Checkpoints of trainings that are given up; `alive` is a run that goes on, here.
@@ -220,7 +228,7 @@ impl Sweep<'_> {
         for (folder, files) in folders {
             match alive {
                 Some(run) => self.keep(&folder, &format!("run {run} is going on and may need it")),
-                None => self.offer((DebrisKind::Checkpoints, &folder), &files, None)?,
+                None => self.offer((DebrisKind::Checkpoints, &folder), &files)?,
             }
         }
         Ok(())
@@ -230,24 +238,20 @@ impl Sweep<'_> {
     fn cached_steps(&mut self) -> Result<()> {
         for file in self.store.list("cache/steps")? {
             if file.key.ends_with(".json") && names_what_is_gone(self.store, &file.key)? {
-                self.offer((DebrisKind::CachedStep, &file.key.clone()), &[file], None)?;
+                self.offer((DebrisKind::CachedStep, &file.key.clone()), &[file])?;
             }
         }
         Ok(())
     }
 
     /// What killed writers left outside of the folders of versions.
-    fn leftovers(&mut self, alive: Option<&str>) -> Result<()> {
+    fn leftovers(&mut self) -> Result<()> {
         for folder in ["cache", "checkpoints", "registry", "runs"] {
             for file in self.store.list_raw(folder)? {
                 let counted = self.report.removed.iter().any(|d| file.key.starts_with(&format!("{}/", d.key)));
-                if !is_leftover(&file.key) || counted {
-                    continue;
-                }
-                match alive {
-                    // it may be about to give the file its name
-                    Some(run) => self.keep(&file.key, &format!("run {run} is going on and may be writing it")),
-                    None => self.offer((DebrisKind::Leftover, &file.key.clone()), &[file], None)?,
+                if is_leftover(&file.key) && !counted {
+                    let key = file.key.clone();
+                    self.offer_older((DebrisKind::Leftover, &key), &[file], self.options.older_than.max(LEFTOVER_AGE))?;
                 }
             }
         }
@@ -255,9 +259,13 @@ impl Sweep<'_> {
     }
 
     /// Removes the files, unless one of them is too young.
-    fn offer(&mut self, what: (DebrisKind, &str), files: &[ObjectInfo], since: Option<OffsetDateTime>) -> Result<()> {
+    fn offer(&mut self, what: (DebrisKind, &str), files: &[ObjectInfo]) -> Result<()> {
+        self.offer_older(what, files, self.options.older_than)
+    }
+
+    fn offer_older(&mut self, what: (DebrisKind, &str), files: &[ObjectInfo], age: Duration) -> Result<()> {
         let (kind, key) = what;
-        if files.is_empty() || !self.is_old(key, files, since) {
+        if files.is_empty() || !self.is_old(key, files.iter().map(|f| f.modified), age) {
             return Ok(());
         }
         let bytes = files.iter().map(|f| f.size).sum();
@@ -271,12 +279,12 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Whether the youngest of the files was written long enough ago, and `since` is; notes what is too young.
-    fn is_old(&mut self, key: &str, files: &[ObjectInfo], since: Option<OffsetDateTime>) -> bool {
-        let newest = files.iter().map(|f| f.modified).chain(since).max();
-        let age = newest.map_or(time::Duration::MAX, |newest| OffsetDateTime::now_utc() - newest);
+    /// Whether the youngest of these times is at least `age` ago; notes what is too young.
+    fn is_old(&mut self, key: &str, times: impl Iterator<Item = OffsetDateTime>, age: Duration) -> bool {
+        let newest = times.max();
+        let found = newest.map_or(time::Duration::MAX, |newest| OffsetDateTime::now_utc() - newest);
         // a store's clock may be ahead of this one
-        if age.max(time::Duration::ZERO) >= self.options.older_than {
+        if found.max(time::Duration::ZERO) >= age {
             return true;
         }
         self.keep(key, "it was written too recently");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::tests::{each_store, new_version, numbers_of};
@@ -37,6 +38,13 @@ fn write_raw(store: &Store, key: &str) -> bool {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, "raw").unwrap();
     true
+}
+
+/// Makes a file of a folder store look as if it was written some hours ago.
+fn set_age(store: &Store, key: &str, hours: u64) {
+    let path = store.local_path("x").unwrap().with_file_name(key);
+    let then = SystemTime::now() - Duration::from_secs(hours * 3600);
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
 }
 
 /// Numbers that look random and are the same each time.
@@ -101,6 +109,7 @@ fn fill(store: &Store, folder: &Path, dice: &mut Dice) -> Vec<String> {
     }
     for key in ["registry/models/net/0000000009.json#1", "runs/R/.run.json.00112233445566778899aabbccddeeff.partial"] {
         if dice.below(2) == 0 && write_raw(store, key) {
+            set_age(store, key, 25);
             debris.push(key.to_owned());
         }
     }
@@ -110,8 +119,8 @@ fn fill(store: &Store, folder: &Path, dice: &mut Dice) -> Vec<String> {
 #[test]
 fn versions_stay_whole_and_all_debris_goes() {
     let check = |store: &Store, folder: &Path| {
-        static SEED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-        let mut dice = Dice(SEED.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        static SEED: AtomicU64 = AtomicU64::new(1);
+        let mut dice = Dice(SEED.fetch_add(1, Ordering::Relaxed));
         // what is not this program's, or still good
         let others =
             ["data/mine/7/a", "models/net/notes.txt", "models/net/007/x", "checkpoints/mine/x", "cache/begun/a.txt"];
@@ -172,11 +181,7 @@ fn the_youngest_file_of_a_folder_decides() {
     for key in [old, young, &checkpoint, stray] {
         store.put(key, b"12345".to_vec()).unwrap();
     }
-    let age = |key: &str, hours: u64| {
-        let path = store.local_path(key).unwrap();
-        let then = SystemTime::now() - Duration::from_secs(hours * 3600);
-        std::fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
-    };
+    let age = |key: &str, hours: u64| set_age(&store, key, hours);
     let sweep =
         |hours: u64| gc(&store, &GcOptions { older_than: Duration::from_secs(hours * 3600), dry_run: true }).unwrap();
     let checkpoints = format!("checkpoints/{HASH}");
@@ -242,16 +247,26 @@ fn what_is_being_published_stays() {
     });
 }
 
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn publishers_and_cleaners_do_not_disturb_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store");
     let open = || Store::open(path.to_str().unwrap()).unwrap();
-    let done = std::sync::atomic::AtomicUsize::new(0);
+    let ended = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (done, folder) = (&done, folder.path());
+            let (ended, folder) = (&ended, folder.path());
             scope.spawn(move || {
+                // counted also when the thread panics, or the cleaners would go on for ever
+                let _ended = Counted(ended);
                 let store = open();
                 for i in 0..12 {
                     let mut new = new_version(folder, &format!("{thread}-{i}"), "x");
@@ -263,14 +278,13 @@ fn publishers_and_cleaners_do_not_disturb_each_other() {
                     new.files.pop();
                     publish(&store, new).unwrap();
                 }
-                done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             });
         }
         for _ in 0..2 {
-            let done = &done;
+            let ended = &ended;
             scope.spawn(move || {
                 let store = open();
-                while done.load(std::sync::atomic::Ordering::SeqCst) < 4 {
+                while ended.load(Ordering::SeqCst) < 4 {
                     gc(&store, &ALL).unwrap();
                 }
             });
@@ -285,20 +299,19 @@ fn publishers_and_cleaners_do_not_disturb_each_other() {
 }
 
 #[test]
-fn a_run_that_goes_on_here_keeps_checkpoints_and_what_is_being_written() {
+fn a_run_that_goes_on_here_keeps_checkpoints() {
     each_store(|store, _| {
         let key = format!("checkpoints/{HASH}/step-00000001/complete.json");
         store.put(&key, b"x".to_vec()).unwrap();
-        let raw = write_raw(store, "runs/R/run.json#1");
         let mut record = RunRecord::start("R", "job", "Finetune", serde_json::Value::Null);
         record.save(store).unwrap();
         let report = gc(store, &ALL).unwrap();
         assert!(report.removed.is_empty(), "{report:?}");
-        assert!(report.kept.iter().all(|k| k.reason.starts_with("run R is going on")), "{report:?}");
-        assert_eq!(report.kept.len(), 1 + usize::from(raw));
+        let reason = "run R is going on and may need it".to_owned();
+        assert_eq!(report.kept, [Kept { key: format!("checkpoints/{HASH}"), reason }]);
         record.finish(Duration::from_secs(1), None);
         record.save(store).unwrap();
-        assert_eq!(gc(store, &ALL).unwrap().files(), 1 + u64::from(raw));
+        assert_eq!(gc(store, &ALL).unwrap().files(), 1);
         assert_eq!(keys(store), ["runs/R/run.json"]);
         // one that was killed keeps nothing
         store.put(&key, b"x".to_vec()).unwrap();
@@ -307,6 +320,28 @@ fn a_run_that_goes_on_here_keeps_checkpoints_and_what_is_being_written() {
         killed.save(store).unwrap();
         assert_eq!(gc(store, &ALL).unwrap().files(), 1);
     });
+}
+
+#[test]
+fn a_writer_that_may_be_alive_keeps_its_temporary_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    publish(&store, new_version(folder.path(), "o", "x")).unwrap();
+    let (young, old) = ("registry/models/net/0000000002.claim.json#1", "cache/steps/00ff.json#3");
+    for key in [young, old] {
+        assert!(write_raw(&store, key));
+    }
+    set_age(&store, young, 23);
+    set_age(&store, old, 25);
+    let report = gc(&store, &ALL).unwrap();
+    assert_eq!(removed(&report), [(DebrisKind::Leftover, old, 1, 3)]);
+    assert_eq!(report.kept, [Kept { key: young.to_owned(), reason: "it was written too recently".to_owned() }]);
+    set_age(&store, young, 48);
+    let found = |hours: u64| {
+        let options = GcOptions { older_than: Duration::from_secs(hours * 3600), dry_run: true };
+        gc(&store, &options).unwrap().removed.len()
+    };
+    assert_eq!((found(47), found(49)), (1, 0));
 }
 
 #[test]
