@@ -71,6 +71,8 @@ enum Verb {
     /// Run records.
     #[command(subcommand)]
     Runs(store::RunsVerb),
+    /// Remove files that no version names and nothing works on.
+    Gc(store::GcArguments),
     /// Ask a model package about images and texts.
     Predict(PredictArguments),
 }
@@ -172,6 +174,7 @@ impl Cli {
             Verb::Model(verb) => verb.run(store),
             Verb::Data(verb) => verb.run(store),
             Verb::Runs(verb) => verb.run(store),
+            Verb::Gc(arguments) => arguments.run(store),
             #[cfg(feature = "torch")]
             Verb::Run(arguments) => run::run(arguments, store, environment),
             #[cfg(feature = "torch")]

@@ -49,7 +49,8 @@ impl ResolvedInput {
     }
 }
 
-/// External versions by the text that names them: looked up once a run, so that `@latest` means the same to every step.
+/// External versions by the text that names them: looked up once a run, so that `@latest` and aliases mean the same to every
+/// step, and only exact versions are remembered.
 pub(super) type Pins = BTreeMap<String, Version>;
 
 /// Resolves the inputs of `step`: files and versions, and what finished steps have `made`.

@@ -10,7 +10,7 @@ use crate::storage::{FileDigest, Store, check_key, rename, sha256_file};
 use super::version::{Version, check_paths};
 
 /// Whether other tools write a file into model folders after publishing; such files are never part of a version.
-fn ignored(path: &str) -> bool {
+pub(super) fn ignored(path: &str) -> bool {
     path == "registered_model_meta" || path.split('/').any(|segment| segment == "__pycache__")
 }
 

@@ -7,6 +7,7 @@
 //!   as interrupted publishers are run again.
 //! - **Publishing is idempotent for its owner:** the same owner publishing the same files again gets the version that
 //!   exists; an owner that was interrupted goes on with the number that it had reserved.
+//! - **Nothing is deleted but by [`gc()`]**: a version that is removed is marked, and one that is there keeps its files.
 //! - **Versions never change.** [`verify_version`] finds every file that was changed, removed or added, by its SHA-256.
 //!
 //! Layout in the store:
@@ -16,26 +17,36 @@
 //! models/NAME/<version>/...                          the files of a model: directly an MLflow model folder
 //! registry/{data,models}/NAME/<10 digits>.claim.json reserves a number for an owner
 //! registry/{data,models}/NAME/<10 digits>.json       the manifest
+//! registry/{data,models}/NAME/<10 digits>.removed.json  says that the version was removed
+//! registry/{data,models}/NAME/aliases/ALIAS/<10 digits>.json  a move of an alias; the highest counts
 //! runs/<run id>/run.json                             the record of a run
 //! runs/<run id>/<step>/...                           what can be watched while a step runs: see [`Series`]
 //! checkpoints/<hash>/...                             of a training that is not finished; not the registry's
 //! cache/steps/<fingerprint>.json                     what a finished step made
 //! ```
 
+mod aliases;
 mod content;
+mod diff;
+mod gc;
 mod json;
 mod publish;
 mod read;
 mod reference;
+mod removal;
 mod runs;
 mod series;
 mod steps;
 mod version;
 
+pub use aliases::{aliases, remove_alias, set_alias};
 pub use content::{folder_files, pull, verify_version};
+pub use diff::{ChangedFile, FieldDiff, FileContent, FilesDiff, VersionDiff, diff};
+pub use gc::{Debris, DebrisKind, GcOptions, GcReport, Kept, gc};
 pub use publish::{publish, publish_all};
 pub use read::{get, list_names, list_versions, open_local};
-pub use reference::{Reference, Selector};
+pub use reference::{Reference, Selector, check_alias};
+pub use removal::{Removal, list_removed, remove_version};
 pub use runs::{
     ComputeRecord, ErrorRecord, HostInfo, InputRecord, OutputRecord, RunRecord, RunStatus, StepRecord, StepStatus,
     new_run_id,
@@ -56,3 +67,9 @@ pub fn now() -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_aliases;
+#[cfg(test)]
+mod tests_gc;
+#[cfg(test)]
+mod tests_removal;

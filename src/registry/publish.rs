@@ -12,7 +12,7 @@ use crate::storage::{Created, FileDigest, Store, sha256_file};
 use super::content::size_problems;
 use super::read::{numbers, read_manifest};
 use super::version::{
-    FileEntry, NewVersion, Version, check_name, check_paths, claim_key, digest, manifest_key, prefix,
+    AssetKind, FileEntry, NewVersion, Version, check_name, check_paths, claim_key, digest, manifest_key, prefix,
 };
 use super::{json, now};
 
@@ -24,6 +24,26 @@ struct Claim {
     created: String,
     /// Tells two claims of one owner apart.
     nonce: String,
+    /// The lock that is held while this number is worked on: that of the first of the versions that are published
+    /// together. Claims of older programs do not say it.
+    #[serde(default)]
+    lock: Option<String>,
+}
+
+/// The lock that is held while the version of an owner, and those published with it, are worked on.
+fn lock_name(kind: AssetKind, name: &str, owner: &str) -> String {
+    format!("{kind}/{name}/{owner}")
+}
+
+/// The lock that is held while the claimed number is worked on; `None` if it is not claimed, or its claim is damaged, so
+/// that no owner finds it again.
+pub(super) fn lock_of_claim(store: &Store, kind: AssetKind, name: &str, number: u64) -> Result<Option<String>> {
+    match json::read::<Claim>(store, &claim_key(kind, name, number)) {
+        Ok(Some(claim)) => Ok(Some(claim.lock.unwrap_or_else(|| lock_name(kind, name, &claim.owner)))),
+        Ok(None) => Ok(None),
+        Err(error) if error.kind() == crate::ErrorKind::Data => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Publishes a version, and returns it once it is visible and on the disk.
@@ -52,11 +72,12 @@ pub fn publish_all(store: &Store, new: Vec<NewVersion>) -> Result<Vec<Version>> 
         check_new(version).context(|| title(version))?;
     }
     let Some(first) = new.first() else { return Ok(Vec::new()) };
-    let lock = store.lock(&format!("{}/{}/{}", first.kind, first.name, first.owner))?;
+    let name = lock_name(first.kind, &first.name, &first.owner);
+    let lock = store.lock(&name)?;
     let mut staged: Vec<Staged> = Vec::with_capacity(new.len());
     for version in new {
         let title = title(&version);
-        match stage(store, version).context(|| title) {
+        match stage(store, version, &name).context(|| title) {
             Ok(done) => staged.push(done),
             Err(error) => {
                 staged.iter().for_each(|s| s.discard(store, &error));
@@ -112,12 +133,12 @@ impl Staged {
     }
 }
 
-fn stage(store: &Store, mut new: NewVersion) -> Result<Staged> {
+fn stage(store: &Store, mut new: NewVersion, lock: &str) -> Result<Staged> {
     new.files.sort();
     let number = match earlier_attempt(store, &new)? {
         Some(Earlier::Published(version)) => return Ok(Staged::Published(version)),
         Some(Earlier::Claimed(number)) => number,
-        None => allocate(store, &new)?,
+        None => allocate(store, &new, lock)?,
     };
     let folder = prefix(new.kind, &new.name, number);
     if !store.is_remote() {
@@ -161,8 +182,9 @@ enum Earlier {
 fn earlier_attempt(store: &Store, new: &NewVersion) -> Result<Option<Earlier>> {
     let mut reserved = None;
     let mut wanted = None;
-    // newest first: an owner that comes again mostly does so soon
-    for number in numbers(store, new.kind, &new.name)?.claimed.into_iter().rev() {
+    let known = numbers(store, new.kind, &new.name)?;
+    // newest first: an owner that comes again mostly does so soon; what was removed stays so, and is made anew
+    for number in known.claimed.into_iter().rev().filter(|n| !known.removed.contains(n)) {
         let key = claim_key(new.kind, &new.name, number);
         match json::read::<Claim>(store, &key) {
             Ok(Some(claim)) if claim.owner == new.owner => {}
@@ -201,17 +223,17 @@ fn entry(path: &str, digest: FileDigest) -> FileEntry {
 }
 
 /// Reserves the next free number.
-fn allocate(store: &Store, new: &NewVersion) -> Result<u64> {
+fn allocate(store: &Store, new: &NewVersion, lock: &str) -> Result<u64> {
     let known = numbers(store, new.kind, &new.name)?;
-    let highest = known.published.last().max(known.claimed.last()).copied().unwrap_or(0);
     let claim = Claim {
         format_version: json::FORMAT_VERSION,
         owner: new.owner.clone(),
         created: now(),
         nonce: uuid::Uuid::new_v4().simple().to_string(),
+        lock: Some(lock.to_owned()),
     };
     let body = json::to_bytes(&claim)?;
-    let mut number = highest + 1;
+    let mut number = known.highest() + 1;
     loop {
         let key = claim_key(new.kind, &new.name, number);
         let folder = prefix(new.kind, &new.name, number);

@@ -261,6 +261,15 @@ impl RunRecord {
             && process_identity(&self.host.pid.to_string()) != self.host.process
     }
 
+    /// Whether the run's process is known to be running, on this machine.
+    pub(super) fn is_alive(&self) -> bool {
+        let here = HostInfo::current();
+        self.status == RunStatus::Running
+            && self.host.name == here.name
+            && !self.host.process.is_empty()
+            && process_identity(&self.host.pid.to_string()) == self.host.process
+    }
+
     /// Notes that the run has ended: with `error`, or well.
     pub fn finish(&mut self, duration: std::time::Duration, error: Option<&Error>) {
         self.ended = Some(now());

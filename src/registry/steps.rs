@@ -39,7 +39,7 @@ pub struct StepCache;
 impl StepCache {
     /// The step with this fingerprint, if all that it made is still there (by manifest, file names and sizes).
     ///
-    /// An entry that is damaged or whose outputs are gone is as good as none.
+    /// An entry that is damaged or whose outputs are gone or removed is as good as none.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for a fingerprint that is not hexadecimal, [`ErrorKind::Storage`] if the store cannot be
@@ -85,11 +85,31 @@ fn usable(store: &Store, fingerprint: &str) -> Result<Option<CachedStep>> {
     Ok(Some(step))
 }
 
+/// Whether the entry at `key` names a version that does not exist, or was removed. A damaged entry names none.
+pub(super) fn names_what_is_gone(store: &Store, key: &str) -> Result<bool> {
+    let named = match json::read::<Stored>(store, key) {
+        Ok(Some(stored)) => stored.step.outputs,
+        Ok(None) => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::Data => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    for reference in named.values() {
+        let found = exact(reference).map(|reference| read::get(store, &reference));
+        match found {
+            Ok(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(true),
+            Ok(Err(error)) if error.kind() != ErrorKind::Data => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
 fn exact(text: &str) -> Result<Reference> {
     let reference = Reference::parse(text, None)?;
     match reference.version {
         Selector::Number(_) => Ok(reference),
-        Selector::Latest => Err(Error::config(format!("'{text}' does not name an exact version"))),
+        // both may name another version tomorrow
+        Selector::Latest | Selector::Alias(_) => Err(Error::config(format!("'{text}' does not name an exact version"))),
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::ErrorKind;
 use crate::storage::{FileDigest, Store, sha256_hex};
 
-fn each_store(test: impl Fn(&Store, &Path)) {
+pub(super) fn each_store(test: impl Fn(&Store, &Path)) {
     let folder = tempfile::tempdir().unwrap();
     test(&Store::open(folder.path().join("store").to_str().unwrap()).unwrap(), folder.path());
     let folder = tempfile::tempdir().unwrap();
@@ -15,7 +15,7 @@ fn each_store(test: impl Fn(&Store, &Path)) {
 }
 
 /// A model of three files whose content depends on `content`.
-fn new_version(folder: &Path, owner: &str, content: &str) -> NewVersion {
+pub(super) fn new_version(folder: &Path, owner: &str, content: &str) -> NewVersion {
     let source = folder.join(format!("source-{owner}-{content}"));
     std::fs::create_dir_all(source.join("artifacts")).unwrap();
     std::fs::write(source.join("MLmodel"), "flavors: {}\n").unwrap();
@@ -33,11 +33,11 @@ fn new_version(folder: &Path, owner: &str, content: &str) -> NewVersion {
     }
 }
 
-fn numbers_of(store: &Store) -> Vec<u64> {
+pub(super) fn numbers_of(store: &Store) -> Vec<u64> {
     list_versions(store, AssetKind::Model, "net").unwrap().iter().map(|v| v.version).collect()
 }
 
-fn latest(store: &Store) -> Version {
+pub(super) fn latest(store: &Store) -> Version {
     get(store, &Reference::parse("model:net", None).unwrap()).unwrap()
 }
 

@@ -253,6 +253,16 @@ pub(super) fn claim_key(kind: AssetKind, name: &str, number: u64) -> String {
     format!("{}/{number:010}.claim.json", registry_folder(kind, name))
 }
 
+/// Exists when the version was removed.
+pub(super) fn removal_key(kind: AssetKind, name: &str, number: u64) -> String {
+    format!("{}/{number:010}.removed.json", registry_folder(kind, name))
+}
+
+/// Where the histories of a name's aliases lie.
+pub(super) fn aliases_folder(kind: AssetKind, name: &str) -> String {
+    format!("{}/aliases", registry_folder(kind, name))
+}
+
 /// The number in a file name of ten digits and `suffix`.
 pub(super) fn number_of(file_name: &str, suffix: &str) -> Option<u64> {
     let digits = file_name.strip_suffix(suffix)?;

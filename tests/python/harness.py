@@ -111,7 +111,7 @@ def manifests(store):
     """Every published version, read from the store's files: {(kind, name): [manifest, ...]} by rising number."""
     found = {}
     for path in sorted(Path(store).glob("registry/*/*/*.json")):
-        if not path.name.endswith(".claim.json"):
+        if not path.name.endswith((".claim.json", ".removed.json")):
             manifest = json.loads(path.read_text())
             assert path.stem == f"{manifest['version']:010}", path
             found.setdefault((manifest["kind"], manifest["name"]), []).append(manifest)

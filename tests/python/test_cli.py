@@ -20,8 +20,10 @@ VERBS = [
     ["schema"],
     ["predict"],
     *(["model", verb] for verb in ("init", "import", "list", "show", "pull", "verify")),
-    *(["data", verb] for verb in ("register", "list", "show")),
+    *(["data", verb] for verb in ("register", "list", "show", "verify")),
+    *([kind, verb] for kind in ("model", "data") for verb in ("diff", "alias", "unalias", "remove")),
     *(["runs", verb] for verb in ("list", "show")),
+    ["gc"],
 ]
 # what the shipped jobs take from the environment
 VARIABLES = {"IMAGES": "/nowhere", "TEXT_CONSTANTS": "/nowhere.yaml", "BASE_MODEL": "base", "GASTROVISION_FOLDER": "/nowhere"}
@@ -211,7 +213,8 @@ def test_data_register_list_show(bench, tmp_path):
         (["data", "register", "--name", "x", "embed.yaml", "--tag", "novalue"], USAGE, ["novalue"]),
         (["data", "show", "picture"], NOT_FOUND, ["data:picture@latest", "'pictures'"]),
         (["data", "show", "pictures@9"], NOT_FOUND, ["data:pictures@9", "its versions are 1"]),
-        (["data", "show", "pictures@x"], CONFIG, ["pictures@x"]),
+        (["data", "show", "pictures@x"], NOT_FOUND, ["pictures@x", "its aliases are none"]),
+        (["data", "show", "pictures@x.y"], CONFIG, ["pictures@x.y", "'x.y' is not a valid alias"]),
         (["model", "show", "bass"], NOT_FOUND, ["model:bass@latest", "'base'"]),
         (["model", "pull", "bass", "there"], NOT_FOUND, ["model:bass@latest"]),
         (["model", "verify", "gone"], NOT_FOUND, ["gone"]),

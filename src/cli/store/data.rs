@@ -1,0 +1,106 @@
+//! Verbs on datasets.
+
+use super::versions::{VersionsVerb, find, registered};
+use crate::cli::output;
+use crate::cli::place::Place;
+use crate::error::{Error, Result};
+use crate::registry::{AssetKind, Lineage, NewVersion, Version, folder_files, list_versions, publish, verify_version};
+use crate::storage::{Store, sha256_hex};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum DataVerb {
+    /// Register a file or folder as a new version of a dataset.
+    Register {
+        /// Name in the registry.
+        #[arg(long)]
+        name: String,
+        /// The file or folder; a TSV takes its .lineidx along.
+        path: PathBuf,
+        /// What a reader should know.
+        #[arg(long, default_value = "")]
+        description: String,
+        /// A tag; may be given several times.
+        #[arg(long = "tag", value_name = "KEY=VALUE")]
+        tags: Vec<String>,
+        /// Print the version as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hash every file of a version again.
+    Verify {
+        /// NAME, NAME@VERSION, NAME@ALIAS or NAME@latest.
+        reference: String,
+    },
+    #[command(flatten)]
+    Versions(VersionsVerb),
+}
+
+impl DataVerb {
+    pub(in crate::cli) fn run(self, store: &Place) -> Result<()> {
+        match self {
+            DataVerb::Versions(verb) => verb.run(AssetKind::Data, store),
+            DataVerb::Verify { reference } => {
+                let store = store.open_existing()?;
+                let version = find(&store, AssetKind::Data, &reference)?;
+                verify_version(&store, &version)?;
+                output::line(&format!("{}: every file is as it was registered", version.reference()))
+            }
+            DataVerb::Register { name, path, description, tags, json } => {
+                let store = store.open()?;
+                let tags = tags.iter().map(|t| tag(t)).collect::<Result<BTreeMap<_, _>>>()?;
+                let existing = list_versions(&store, AssetKind::Data, &name)?;
+                let version = register(&store, NewData { name, path: &path, description, tags })?;
+                let new = !existing.iter().any(|v| v.version == version.version);
+                registered(&store, (version, new), json)
+            }
+        }
+    }
+}
+
+struct NewData<'a> {
+    name: String,
+    path: &'a Path,
+    description: String,
+    tags: BTreeMap<String, String>,
+}
+
+/// The same content, description and tags again are the version that exists.
+fn register(store: &Store, data: NewData<'_>) -> Result<Version> {
+    let path = data.path;
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+    let files = if metadata.is_dir() {
+        folder_files(path)?
+    } else {
+        let named = |p: &Path| (p.file_name().unwrap_or_default().to_string_lossy().into_owned(), p.to_owned());
+        let index = crate::data::tsv::index_path(path);
+        let mut files = vec![named(path)];
+        if path.extension().is_some_and(|e| e == "tsv") && index.is_file() {
+            files.push(named(&index));
+        }
+        files
+    };
+    let identity = json!([data.description, data.tags]).to_string();
+    publish(
+        store,
+        NewVersion {
+            kind: AssetKind::Data,
+            name: data.name,
+            description: data.description,
+            tags: data.tags,
+            files,
+            owner: format!("register/{}", sha256_hex(identity.as_bytes())),
+            lineage: Lineage { code_version: crate::CODE_VERSION.to_owned(), ..Lineage::default() },
+            metadata: Value::Null,
+        },
+    )
+}
+
+fn tag(text: &str) -> Result<(String, String)> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .ok_or_else(|| Error::usage(format!("--tag '{text}': write key=value")))
+}
