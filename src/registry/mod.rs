@@ -30,6 +30,7 @@ mod reference;
 mod runs;
 mod series;
 mod steps;
+mod tracking;
 mod version;
 
 pub use content::{folder_files, pull, verify_version};
@@ -42,6 +43,7 @@ pub use runs::{
 };
 pub use series::{Earlier, Series, SeriesFolder, series_folders};
 pub use steps::{CachedStep, StepCache};
+pub use tracking::{MlflowRecord, MlflowStatus, MlflowVersion};
 pub use version::{AssetKind, FileEntry, Lineage, NewVersion, Version, check_name};
 
 /// The time now in UTC as RFC 3339, to the millisecond.

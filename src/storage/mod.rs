@@ -24,6 +24,7 @@ mod faults;
 mod grow;
 mod key;
 mod lock;
+pub(crate) mod tls;
 mod transfer;
 mod uri;
 
