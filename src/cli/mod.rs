@@ -1,6 +1,7 @@
 //! The command line: verbs and job files; no hyper-parameter is a flag.
 
 mod output;
+mod register;
 #[cfg(feature = "torch")]
 mod run;
 mod store;
@@ -167,7 +168,7 @@ impl Cli {
         match self.verb {
             Verb::Validate { job, set, json } => validate(&job, &set, environment, json),
             Verb::Schema { kind } => schema(kind.as_deref()),
-            Verb::Model(verb) => verb.run(store),
+            Verb::Model(verb) => verb.run(store, environment),
             Verb::Data(verb) => verb.run(store),
             Verb::Runs(verb) => verb.run(store),
             #[cfg(feature = "torch")]

@@ -1,6 +1,7 @@
 //! Verbs on what a store holds: models, datasets, runs. All but `model init` and `model import` work without libtorch.
 
 use super::output;
+use crate::config::Environment;
 use crate::error::{Error, Result};
 use crate::package;
 use crate::registry::{
@@ -73,6 +74,8 @@ pub(super) enum ModelVerb {
         /// NAME@VERSION, or a folder.
         target: String,
     },
+    /// Register a version and its run at an MLflow server; what is there already is kept.
+    Register(super::register::RegisterArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,7 +151,7 @@ fn named(store: Option<&str>) -> Result<&str> {
 }
 
 impl ModelVerb {
-    pub(super) fn run(self, store: Option<&str>) -> Result<()> {
+    pub(super) fn run(self, store: Option<&str>, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
             ModelVerb::Init { name, config, label_texts, vocabulary, seed, json } => {
@@ -176,6 +179,7 @@ impl ModelVerb {
                 output::line(&format!("pulled {} to {}", version.reference(), folder.display()))
             }
             ModelVerb::Verify { target } => verify(store, &target),
+            ModelVerb::Register(arguments) => super::register::run(arguments, store, environment),
         }
     }
 }
