@@ -126,12 +126,7 @@ impl Client {
         self.base.authority()
     }
 
-    /// Calls an endpoint that reads, with retries.
-    pub(super) fn get(&self, endpoint: &str, query: &[(&str, &str)]) -> Answer<Value> {
-        self.retry(|| self.get_once(endpoint, query))
-    }
-
-    /// The same without retries.
+    /// Calls an endpoint that reads, once.
     pub(super) fn get_once(&self, endpoint: &str, query: &[(&str, &str)]) -> Answer<Value> {
         let mut url = self.url(&["api", "2.0", "mlflow"], endpoint)?;
         url.query_pairs_mut().extend_pairs(query);
@@ -259,7 +254,7 @@ impl Client {
             let to = location.map(|l| shown_location(&self.base, l)).unwrap_or_default();
             format!("it redirects to '{to}', write that address as mlflow.tracking_uri")
         } else {
-            advice(number, &text, self.base.host_str().unwrap_or_default())
+            advice(what, number, &text, self.base.host_str().unwrap_or_default())
         };
         let server = self.server();
         let message = format!("the MLflow server '{server}' refuses ({what}, status {number}): {said}");
@@ -285,7 +280,7 @@ impl Client {
 }
 
 /// What to do about a refusal; empty where the server's own words must do.
-fn advice(status: u16, text: &str, host: &str) -> String {
+fn advice(what: &str, status: u16, text: &str, host: &str) -> String {
     let lower = text.to_ascii_lowercase();
     match status {
         401 => "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD".to_owned(),
@@ -297,7 +292,7 @@ fn advice(status: u16, text: &str, host: &str) -> String {
         404 if !lower.contains("does not exist") && !lower.contains("not found") => {
             "check mlflow.tracking_uri: this is no MLflow server".to_owned()
         }
-        400 if lower.contains("source") || lower.contains("artifact storage") => {
+        400 if what == "model-versions/create" && lower.contains("source") => {
             "this server does not take that place as a source of model versions: write mlflow.source: upload, or keep the \
              store where the server looks (s3://, gs://, or Azure storage); a server that is to take other schemes needs \
              MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES"

@@ -140,7 +140,7 @@ fn model(
     let section = request.section;
     let name = section.registered_model.as_ref().unwrap_or(&version.name);
     registered_model(client, name)?;
-    let mut found = find(client, name, version)?;
+    let mut found = client.retry(|| find(client, name, version))?;
     if found.is_none() {
         let source = if wants_upload(section.source, request.store) {
             upload(client, request.store, version, root)?
@@ -189,7 +189,7 @@ fn find(client: &Client, name: &str, version: &Version) -> Answer<Option<Value>>
     let reference = version.reference();
     let filter = format!("name='{name}' and tags.`medtune.reference` = '{reference}'");
     let query = [("filter", filter.as_str()), ("max_results", "100")];
-    let found = client.get("model-versions/search", &query)?;
+    let found = client.get_once("model-versions/search", &query)?;
     let same = |v: &&Value| {
         let digest = v["tags"].as_array().into_iter().flatten().find(|t| t["key"] == "medtune.digest");
         digest.is_some_and(|t| t["value"] == version.digest.as_str()) && v["status"] != "FAILED_REGISTRATION"
