@@ -9,6 +9,7 @@
 //! | [`config`] | job files and training configurations: rendered, parsed, validated |
 //! | [`storage`] | one store: put, get, list, and the create-if-absent that publishing rests on |
 //! | [`registry`] | named, numbered versions of datasets and models; run records |
+//! | [`mlflow`] | runs and model versions at an MLflow tracking server |
 //! | [`imaging`] | from encoded bytes to normalised pixels: the one pixel path |
 //! | [`data`] | image and text TSVs, class folders, labels, splits, embedding files |
 //! | [`evaluation`] | metrics, thresholds, kNN, reports |
@@ -27,6 +28,7 @@ pub mod data;
 pub mod error;
 pub mod evaluation;
 pub mod imaging;
+pub mod mlflow;
 pub mod package;
 pub mod registry;
 pub mod storage;

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The order of the map in src/lib.rs; what follows `evaluation` and `package` needs libtorch, but for the command line.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "error",
     "telemetry",
     "config",
     "storage",
     "registry",
+    "mlflow",
     "imaging",
     "data",
     "evaluation",

@@ -2,6 +2,7 @@
 
 mod output;
 mod place;
+mod register;
 #[cfg(feature = "torch")]
 mod run;
 mod store;
@@ -171,7 +172,7 @@ impl Cli {
         match self.verb {
             Verb::Validate { job, set, json } => validate(&store.load_job(&job, &set, environment)?, json),
             Verb::Schema { kind } => schema(kind.as_deref()),
-            Verb::Model(verb) => verb.run(store),
+            Verb::Model(verb) => verb.run(store, environment),
             Verb::Data(verb) => verb.run(store),
             Verb::Runs(verb) => verb.run(store),
             Verb::Gc(arguments) => arguments.run(store),

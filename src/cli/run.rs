@@ -4,6 +4,7 @@ use super::place::Place;
 use super::{PredictArguments, RunArguments, output, store};
 use crate::config::Environment;
 use crate::config::job::Compute;
+use crate::config::mlflow::Access;
 use crate::error::{Error, Result};
 use crate::jobs::predict::{self, Prediction};
 use crate::jobs::{self, RunOptions};
@@ -52,7 +53,9 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
         output::line(&output::table(&["STEP", "KIND", "ACTION", "OUTPUTS"], &rows))?;
         return if estimates.is_empty() { Ok(()) } else { output::line(&estimates.join("\n")) };
     }
-    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir };
+    // half-set credentials matter to those jobs only that show them to a server
+    let access = job.mlflow.as_ref().map(|_| Access::from_environment(environment)).transpose()?.unwrap_or_default();
+    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, access };
     let (record, outcome) = jobs::run(&store, &job, &options);
     // a store that is away must not hide how the run ended
     let series = series_folders(&store, &record.run_id).unwrap_or_default();

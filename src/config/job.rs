@@ -4,6 +4,7 @@
 //! `model:NAME@latest`), or inside a pipeline the output of another step: `${{ steps.STEP.outputs.OUTPUT }}`.
 
 use super::kinds::{Kind, PortType};
+use super::mlflow::Mlflow;
 use super::parameters::Parameters;
 use super::store::StoreSection;
 use super::suggest::did_you_mean;
@@ -143,6 +144,9 @@ pub struct Job {
     pub store: Option<StoreSection>,
     /// Device and threads.
     pub compute: Compute,
+    /// The MLflow server that the run and its models are registered at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlflow: Option<Mlflow>,
     /// The work itself.
     pub work: Work,
     /// The folder that relative paths start from.
@@ -167,9 +171,11 @@ pub(super) struct Header {
     /// Device and threads.
     #[serde(default)]
     pub(super) compute: Compute,
+    /// The MLflow server that the run and its models are registered at; none when left out.
+    pub(super) mlflow: Option<Mlflow>,
 }
 
-const HEADER: [&str; 6] = ["version", "kind", "name", "description", "store", "compute"];
+const HEADER: [&str; 7] = ["version", "kind", "name", "description", "store", "compute", "mlflow"];
 const STEP: [&str; 4] = ["kind", "inputs", "parameters", "outputs"];
 const PIPELINE: [&str; 2] = ["steps", "continue_on_step_failure"];
 
@@ -247,8 +253,12 @@ impl Job {
                 "inputs.{input}: only a step of a Pipeline can take another step's output"
             )));
         }
-        let Header { description, store, compute, .. } = header;
-        Ok(Job { name, description, store, compute, work, folder: at.1, base: None })
+        let Header { description, store, compute, mlflow, .. } = header;
+        let job = Job { name, description, store, compute, mlflow, work, folder: at.1, base: None };
+        if let Some(mlflow) = &job.mlflow {
+            mlflow.check().and_then(|()| mlflow.check_job(&job))?;
+        }
+        Ok(job)
     }
 
     /// The steps with their names; a job that is one step has one, named like its kind in lower case.

@@ -60,3 +60,46 @@ fn pipelines_are_wired_and_ordered() {
         .contains("not what this input takes")
     );
 }
+
+const MODELS: &str = "version: 1
+kind: Pipeline
+MLFLOW
+steps:
+  tune:
+    kind: Finetune
+    inputs: {mlflow_model_path: 'model:m@2', image_tsv: a, text_tsv: b, eval_image_tsv: c, eval_text_tsv: d, label_file: e, conf_files: f}
+  plain:
+    kind: Assemble
+    inputs: {mlflow_model_path: '${{ steps.tune.outputs.mlflow_model_folder }}', label_file: e}
+  judge:
+    kind: Evaluate
+    inputs: {zero_shot_mlflow_model: '${{ steps.plain.outputs.classification_mlflow_model }}', test_embeddings: g, test_text_tsv: d, label_file: e}
+";
+
+#[test]
+fn final_models_are_those_that_no_model_is_made_from() {
+    let with = |mlflow: &str| MODELS.replace("MLFLOW", mlflow);
+    let models = |yaml: &str| super::super::mlflow::final_models(&job(yaml).unwrap());
+    // what is only evaluated counts
+    let last = ("plain".to_owned(), "classification_mlflow_model".to_owned());
+    assert_eq!(models(&with("")), std::slice::from_ref(&last));
+    let two = with("").replace("'${{ steps.tune.outputs.mlflow_model_folder }}'", "'model:m@2'");
+    assert_eq!(models(&two), [("tune".to_owned(), "mlflow_model_folder".to_owned()), last]);
+    assert!(models(EMBED).is_empty());
+
+    let section = "mlflow: {tracking_uri: 'http://h', registered_model: one, alias: best}";
+    assert_eq!(job(&with(section)).unwrap().mlflow.unwrap().alias.as_deref(), Some("best"));
+    let text = message(&two.replace("steps:\n", &format!("{section}\nsteps:\n")));
+    assert!(text.contains("tune.mlflow_model_folder, plain.classification_mlflow_model"), "{text}");
+    assert!(message(&format!("{EMBED}{section}")).contains("mlflow.registered_model: this job makes no model"));
+}
+
+#[test]
+fn the_mlflow_section_is_checked_with_the_job() {
+    let with = |section: &str| format!("{EMBED}mlflow: {section}");
+    assert!(message(&with("{tracking_url: 'http://h'}")).contains("did you mean 'tracking_uri'?"));
+    assert!(message(&with("{tracking_uri: 'http://h', source: copy}")).contains("mlflow.source"));
+    assert!(message(&with("{tracking_uri: 'http://a:b@h'}")).contains("MLFLOW_TRACKING_TOKEN"));
+    assert!(message(&with("{}")).contains("tracking_uri"));
+    assert!(job(&with("{tracking_uri: 'http://h', tags: {team: x}}")).is_ok());
+}

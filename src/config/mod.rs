@@ -6,6 +6,7 @@
 
 pub mod job;
 pub mod kinds;
+pub mod mlflow;
 pub mod parameters;
 pub mod prompts;
 mod render;

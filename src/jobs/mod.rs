@@ -17,6 +17,7 @@ pub mod predict;
 mod prepare;
 mod runner;
 mod scratch;
+mod tracking;
 
 pub use estimate::{Estimate, Memory, ParameterCount, Steps, Time};
 pub use inputs::ResolvedInput;

@@ -7,15 +7,17 @@
 //!   of them are in the store.
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
+//! - An MLflow server that is away fails no job.
 
 use super::estimate::{self, Estimate};
 use super::inputs::{self, Pins, ResolvedInput};
 use super::models::first_time;
 use super::scratch::Scratch;
-use super::{Produced, StepContext, execute};
+use super::{Produced, StepContext, execute, tracking};
 use crate::CODE_VERSION;
 use crate::config::job::{Job, Step, Work, dependencies, order};
 use crate::config::kinds::Kind;
+use crate::config::mlflow::Access;
 use crate::config::parameters::Parameters;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
@@ -37,6 +39,8 @@ pub struct RunOptions {
     pub rerun: bool,
     /// Where scratch folders are made; the system's temporary folder when left out.
     pub work_folder: Option<PathBuf>,
+    /// What servers are shown.
+    pub access: Access,
 }
 
 /// What a dry run says of one step.
@@ -107,10 +111,24 @@ pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result
     let mut record = RunRecord::start(&run_id, &job.name, job.kind().name(), config);
     let started = Instant::now();
     tracing::info!(run = %run_id, store = %store.uri(), job = %job.name, "run started");
-    let mut runner = Runner { store, job, options, record: &mut record, made: BTreeMap::new(), pins: Pins::new() };
-    let outcome = runner.all();
+    let client = tracking::client(job, &options.access);
+    let (outcome, client) = match client {
+        Err(error) => (Err(error), None),
+        Ok(client) => {
+            let mut runner =
+                Runner { store, job, options, record: &mut record, made: BTreeMap::new(), pins: Pins::new() };
+            (runner.all(), client)
+        }
+    };
     record.finish(started.elapsed(), outcome.as_ref().err());
     let saved = record.save(store);
+    // last, and only with the record in the store: whatever becomes of it, nothing is lost
+    if let (Some(client), Ok(())) = (&client, &saved) {
+        tracking::after(client, (store, job, &options.access), &mut record);
+        if let Err(error) = record.save(store) {
+            tracing::warn!(%error, "what became of the registration could not be added to the run record");
+        }
+    }
     (record, outcome.and(saved))
 }
 

@@ -37,6 +37,7 @@ mod removal;
 mod runs;
 mod series;
 mod steps;
+mod tracking;
 mod version;
 
 pub use aliases::{aliases, remove_alias, set_alias};
@@ -53,6 +54,7 @@ pub use runs::{
 };
 pub use series::{Earlier, Series, SeriesFolder, series_folders};
 pub use steps::{CachedStep, StepCache};
+pub use tracking::{MlflowRecord, MlflowStatus, MlflowVersion};
 pub use version::{AssetKind, FileEntry, Lineage, NewVersion, Version, check_name};
 
 /// The time now in UTC as RFC 3339, to the millisecond.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::storage::{Store, check_key};
 
 use super::read::near;
-use super::{json, now};
+use super::{MlflowRecord, json, now};
 
 /// How a run stands. A run whose process was killed stays `running`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,6 +221,9 @@ pub struct RunRecord {
     /// What it computed with; `None` for a run without a step that computes, and in records of older programs.
     #[serde(default)]
     pub compute: Option<ComputeRecord>,
+    /// Its registration at an MLflow server; `None` for a job without one, and in records of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlflow: Option<MlflowRecord>,
 }
 
 impl RunRecord {
@@ -247,6 +250,7 @@ impl RunRecord {
             steps: Vec::new(),
             host: HostInfo::current(),
             compute: None,
+            mlflow: None,
         }
     }
 

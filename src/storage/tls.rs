@@ -1,7 +1,13 @@
-//! The implementation of TLS that every HTTP client of this program uses.
+//! Which implementation of TLS every client in this process uses.
 
-/// Chooses ring as rustls's implementation; later calls change nothing. Call it before an HTTP client is made.
+use std::sync::Once;
+
+/// Makes ring the provider of rustls, once for the process. To be called before any HTTP client is made: none of them
+/// brings a provider along.
 pub(crate) fn provide() {
-    // an error says that one was chosen before
-    drop(rustls::crypto::ring::default_provider().install_default());
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // only fails when somebody else has chosen one already, and then that one serves
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
 }

@@ -19,7 +19,7 @@ VERBS = [
     ["validate"],
     ["schema"],
     ["predict"],
-    *(["model", verb] for verb in ("init", "import", "list", "show", "pull", "verify")),
+    *(["model", verb] for verb in ("init", "import", "list", "show", "pull", "verify", "register")),
     *(["data", verb] for verb in ("register", "list", "show", "verify")),
     *([kind, verb] for kind in ("model", "data") for verb in ("diff", "alias", "unalias", "remove")),
     *(["runs", verb] for verb in ("list", "show")),

@@ -5,6 +5,8 @@ use super::versions::registered;
 use super::versions::{VersionsVerb, find};
 use crate::cli::output;
 use crate::cli::place::Place;
+use crate::cli::register::{self, RegisterArguments};
+use crate::config::Environment;
 use crate::error::Result;
 use crate::package;
 use crate::registry::{AssetKind, open_local, pull, verify_version};
@@ -59,10 +61,12 @@ pub(in crate::cli) enum ModelVerb {
     },
     #[command(flatten)]
     Versions(VersionsVerb),
+    /// Register a version and its run at an MLflow server; what is there already is kept.
+    Register(RegisterArguments),
 }
 
 impl ModelVerb {
-    pub(in crate::cli) fn run(self, store: &Place) -> Result<()> {
+    pub(in crate::cli) fn run(self, store: &Place, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
             ModelVerb::Init { name, config, label_texts, vocabulary, seed, json } => {
@@ -88,6 +92,7 @@ impl ModelVerb {
                 output::line(&format!("pulled {} to {}", version.reference(), folder.display()))
             }
             ModelVerb::Verify { target } => verify(store, &target),
+            ModelVerb::Register(arguments) => register::run(arguments, store, environment),
             ModelVerb::Versions(verb) => verb.run(AssetKind::Model, store),
         }
     }
