@@ -3,8 +3,8 @@
 use crate::config::Environment;
 use crate::config::job::Job;
 use crate::error::{Error, Result};
-use crate::storage::{Source, Store, StoreSettings, is_remote};
-use std::path::Path;
+use crate::storage::{Cache, Source, Store, StoreSettings, is_remote, local_folder};
+use std::path::{Path, PathBuf};
 
 /// The store that the command line or the environment names, and what stores are opened with.
 #[derive(Debug)]
@@ -54,6 +54,21 @@ impl Place {
                 section.uri
             ))),
         }
+    }
+
+    /// A file or folder of this machine: what is elsewhere is fetched into the cache.
+    pub(super) fn local(&self, place: &str) -> Result<PathBuf> {
+        if !is_remote(place) {
+            return local_folder(place);
+        }
+        let source = Source::open(place, &self.settings)?;
+        let cache = Cache::from_settings(&self.settings)?;
+        if !source.is_file()? {
+            return source.folder(&cache);
+        }
+        let name = source.uri().rsplit('/').next().unwrap_or_default();
+        let index = crate::data::tsv::index_path(Path::new(name)).to_string_lossy().into_owned();
+        Ok(source.file(&cache, &[index])?.0)
     }
 
     /// Reads a job file, from this machine or elsewhere.

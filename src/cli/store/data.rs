@@ -5,11 +5,11 @@ use crate::cli::output;
 use crate::cli::place::Place;
 use crate::error::{Error, Result};
 use crate::registry::{AssetKind, Lineage, NewVersion, Version, folder_files, list_versions, publish, verify_version};
-use crate::storage::{Store, sha256_hex};
+use crate::storage::{Store, sha256_file, sha256_hex};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum DataVerb {
@@ -18,8 +18,8 @@ pub(in crate::cli) enum DataVerb {
         /// Name in the registry.
         #[arg(long)]
         name: String,
-        /// The file or folder; a TSV takes its .lineidx along.
-        path: PathBuf,
+        /// The file or folder, or a URI of one; a TSV takes its .lineidx along.
+        path: String,
         /// What a reader should know.
         #[arg(long, default_value = "")]
         description: String,
@@ -50,6 +50,7 @@ impl DataVerb {
                 output::line(&format!("{}: every file is as it was registered", version.reference()))
             }
             DataVerb::Register { name, path, description, tags, json } => {
+                let path = store.local(&path)?;
                 let store = store.open()?;
                 let tags = tags.iter().map(|t| tag(t)).collect::<Result<BTreeMap<_, _>>>()?;
                 let existing = list_versions(&store, AssetKind::Data, &name)?;
@@ -83,7 +84,10 @@ fn register(store: &Store, data: NewData<'_>) -> Result<Version> {
         }
         files
     };
-    let identity = json!([data.description, data.tags]).to_string();
+    // two that publish different content at once must never take up one another's number
+    let content: Vec<(String, String)> =
+        files.iter().map(|(name, path)| Ok((name.clone(), sha256_file(path)?.sha256))).collect::<Result<_>>()?;
+    let identity = json!([data.description, data.tags, content]).to_string();
     publish(
         store,
         NewVersion {

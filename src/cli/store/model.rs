@@ -41,8 +41,8 @@ pub(in crate::cli) enum ModelVerb {
         /// Name in the registry.
         #[arg(long)]
         name: String,
-        /// The package's folder.
-        folder: PathBuf,
+        /// The package's folder, or a URI of it.
+        folder: String,
         /// Print the version as JSON.
         #[arg(long)]
         json: bool,
@@ -76,6 +76,7 @@ impl ModelVerb {
             }
             #[cfg(feature = "torch")]
             ModelVerb::Import { name, folder, json } => {
+                let folder = store.local(&folder)?;
                 let store = store.open()?;
                 let imported = crate::jobs::models::import_model(&store, &name, &folder)?;
                 if let Some(report) = imported.report.filter(|_| !json) {
