@@ -144,7 +144,7 @@ pub(super) fn of_finetune(
     parameters: &FinetuneParameters,
     compute: &Compute,
 ) -> Result<Estimate> {
-    let path = |name: &str| Ok(super::resolved(inputs, name)?.path.as_path());
+    let path = |name: &str| -> Result<&std::path::Path> { Ok(super::resolved(inputs, name)?.path.as_path()) };
     let base = read_package(path("mlflow_model_path")?).context(|| "input mlflow_model_path")?;
     let parsed = training_for(&base, path("conf_files")?, parameters)?;
     let (config, mut warnings) = (parsed.config, parsed.warnings);

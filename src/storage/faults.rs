@@ -1,32 +1,76 @@
-//! A store that fails as real ones do, for tests: answers get lost, races are reported that never were.
+//! A store that fails as real ones do, for tests: answers get lost, races are reported that never were, streams end early, hang
+//! for a moment or carry a wrong byte.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 use super::Store;
 
 /// Memory whose conditional puts go wrong in a fixed pattern: of ten, two lose their answer after the fact (one is then
 /// reported as "already exists", one as a server error), and one is refused as "already exists" without being done.
+///
+/// If reads fail too, of fifteen one is refused as busy, five break off half-way, one carries a wrong byte, and all are late.
 #[derive(Debug)]
 struct FaultStore {
     memory: InMemory,
     count: AtomicU64,
+    /// The number of reads; `None` if they go well.
+    reads: Option<AtomicU64>,
 }
+
+/// How late the answer to a read is.
+const LATE: Duration = Duration::from_millis(2);
 
 /// A store in memory with such faults.
 pub(crate) fn faulty_store() -> Store {
-    let backend = FaultStore { memory: InMemory::new(), count: AtomicU64::new(0) };
+    let backend = FaultStore { memory: InMemory::new(), count: AtomicU64::new(0), reads: None };
     Store::over("memory://faulty", Arc::new(backend))
+}
+
+/// One whose reads fail too.
+pub(crate) fn unreadable_store() -> Store {
+    let backend = FaultStore { memory: InMemory::new(), count: AtomicU64::new(0), reads: Some(AtomicU64::new(0)) };
+    Store::over("memory://unreadable", Arc::new(backend))
+}
+
+fn busy() -> Error {
+    Error::Generic { store: "FaultStore", source: "503".into() }
+}
+
+/// The answer with a stream that breaks off after half of its bytes.
+async fn broken_off(result: GetResult) -> Result<GetResult> {
+    let (meta, range, attributes, extensions) =
+        (result.meta.clone(), result.range.clone(), result.attributes.clone(), result.extensions.clone());
+    let bytes = result.bytes().await?;
+    let parts = vec![Ok(bytes.slice(..bytes.len() / 2)), Err(busy())];
+    let parts = parts.into_iter().filter(|part| !part.as_ref().is_ok_and(Bytes::is_empty)).collect::<Vec<_>>();
+    let payload = GetResultPayload::Stream(futures::stream::iter(parts).boxed());
+    Ok(GetResult { payload, meta, range, attributes, extensions })
+}
+
+/// The answer with one wrong byte.
+async fn corrupt(result: GetResult) -> Result<GetResult> {
+    let (meta, range, attributes, extensions) =
+        (result.meta.clone(), result.range.clone(), result.attributes.clone(), result.extensions.clone());
+    let mut bytes = result.bytes().await?.to_vec();
+    if let Some(byte) = bytes.last_mut() {
+        *byte ^= 1;
+    }
+    let payload = GetResultPayload::Stream(futures::stream::iter([Ok(Bytes::from(bytes))]).boxed());
+    Ok(GetResult { payload, meta, range, attributes, extensions })
 }
 
 impl fmt::Display for FaultStore {
@@ -90,7 +134,20 @@ impl ObjectStore for FaultStore {
         'b: 'c,
         Self: 'c,
     {
-        self.memory.get_opts(location, options)
+        Box::pin(async move {
+            let Some(reads) = &self.reads else { return self.memory.get_opts(location, options).await };
+            let number = reads.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(LATE).await;
+            let head = options.head;
+            let result = self.memory.get_opts(location, options).await?;
+            match number % 15 {
+                _ if head => Ok(result),
+                0 => Err(busy()),
+                4 => corrupt(result).await,
+                n if n % 3 == 1 => broken_off(result).await,
+                _ => Ok(result),
+            }
+        })
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

@@ -106,6 +106,56 @@ fn a_lost_answer_is_a_win_and_a_false_conflict_is_tried_again() {
 }
 
 #[test]
+fn bad_reads_end_in_the_right_bytes_or_in_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = faults::unreadable_store();
+    let (mut right, mut refused) = (0, 0);
+    // one request, and several ranges
+    for size in [0, 7, 1000, 40 << 20] {
+        let content: Vec<u8> = (0..size as u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
+        let source = folder.path().join("source");
+        std::fs::write(&source, &content).unwrap();
+        let digest = store.put_file("f", &source).unwrap();
+        for _ in 0..10 {
+            let to = folder.path().join("to");
+            match store.download("f", &to, &digest) {
+                Ok(()) => {
+                    assert!(std::fs::read(&to).unwrap() == content);
+                    right += 1;
+                }
+                Err(error) => {
+                    assert!(matches!(error.kind(), ErrorKind::Storage | ErrorKind::Data), "{error}");
+                    refused += 1;
+                }
+            }
+            drop(std::fs::remove_file(&to));
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+    }
+    assert!(right > 2 * refused, "{right} {refused}");
+}
+
+#[test]
+fn an_interrupted_fetch_is_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..(20_u64 << 20)).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
+    let source = folder.path().join("source");
+    std::fs::write(&source, &content).unwrap();
+    let store = Store::in_memory();
+    let digest = store.put_file("f", &source).unwrap();
+    let to = folder.path().join("to");
+    for (left, what) in [(&content[..12_345_678], "a part"), (&content[..], "all"), (b"other", "something else")] {
+        std::fs::write(&to, left).unwrap();
+        store.fetch("f", &to, &digest).unwrap();
+        assert!(std::fs::read(&to).unwrap() == content, "{what}");
+    }
+    store.put("f", b"short".to_vec()).unwrap();
+    std::fs::write(&to, &content[..100]).unwrap();
+    assert_eq!(store.fetch("f", &to, &digest).unwrap_err().kind(), ErrorKind::Data);
+    assert!(!to.exists());
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = Store::open(file.path().join("x").to_str().unwrap()).unwrap_err();

@@ -213,7 +213,14 @@ pub(super) async fn digest(object: &Object, size: Option<u64>) -> Result<FileDig
 /// [`crate::ErrorKind::Data`] if the content stays another one. Then there is no file.
 pub(super) async fn fetch(object: &Object, to: &Path, expected: &FileDigest) -> Result<()> {
     for attempt in 1..=ATTEMPTS {
-        let found = fetch_rest(object, to, Some(expected.size)).await?;
+        let found = match left_over(to) {
+            // its rest may not be there any more
+            left if left > 0 => match object.head().await?.size {
+                size if size == expected.size => fetch_rest(object, to, Some(size)).await?,
+                size => FileDigest { size, sha256: String::new() },
+            },
+            _ => fetch_rest(object, to, Some(expected.size)).await?,
+        };
         if found == *expected {
             return Ok(());
         }
@@ -226,6 +233,11 @@ pub(super) async fn fetch(object: &Object, to: &Path, expected: &FileDigest) -> 
         tracing::warn!(%error, "fetching it again");
     }
     Err(Error::internal("no attempt was made"))
+}
+
+/// The bytes that an earlier attempt left.
+fn left_over(to: &Path) -> u64 {
+    std::fs::metadata(to).map_or(0, |m| m.len())
 }
 
 /// The same without knowing what it must be: from its start.
