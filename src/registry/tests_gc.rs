@@ -176,9 +176,9 @@ fn the_youngest_file_of_a_folder_decides() {
     remove_version(&store, &reference("model:net@2"), "a test").unwrap();
     claim(&store, 3, "q", None);
     let (old, young) = ("models/net/3/a", "models/net/3/b");
-    let checkpoint = format!("checkpoints/{HASH}/complete.json");
+    let (best, checkpoint) = (format!("checkpoints/{HASH}/best"), format!("checkpoints/{HASH}/complete.json"));
     let stray = "models/net/1/stray";
-    for key in [old, young, &checkpoint, stray] {
+    for key in [old, young, &best, &checkpoint, stray] {
         store.put(key, b"12345".to_vec()).unwrap();
     }
     let age = |key: &str, hours: u64| set_age(&store, key, hours);
@@ -189,6 +189,9 @@ fn the_youngest_file_of_a_folder_decides() {
     assert!(sweep(1).removed.is_empty());
     assert_eq!(sweep(1).kept.iter().map(|k| k.key.as_str()).collect::<Vec<_>>(), all);
     age(old, 50);
+    age(&best, 50);
+    age("models/net/2/MLmodel", 50);
+    assert!(sweep(24).removed.is_empty());
     age(&checkpoint, 30);
     age(stray, 20);
     for file in ["MLmodel", "artifacts/a.bin", "zz.txt"] {
@@ -203,10 +206,10 @@ fn the_youngest_file_of_a_folder_decides() {
     let expected = [
         (DebrisKind::Removed, "models/net/2", 3, 13),
         (DebrisKind::Unfinished, "models/net/3", 2, 10),
-        (DebrisKind::Checkpoints, all[3], 1, 5),
+        (DebrisKind::Checkpoints, all[3], 2, 10),
     ];
     assert_eq!(removed(&report), expected);
-    assert_eq!((report.files(), report.bytes()), (6, 28));
+    assert_eq!((report.files(), report.bytes()), (7, 33));
     assert_eq!(report.kept, [Kept { key: stray.to_owned(), reason: "it was written too recently".to_owned() }]);
     // and no empty folder is left
     assert!(!store.local_path("models/net/3").unwrap().exists());
@@ -245,6 +248,33 @@ fn what_is_being_published_stays() {
         let both = publish_all(store, vec![good, bad]).unwrap();
         assert_eq!(both.iter().map(Version::reference).collect::<Vec<_>>(), ["model:other@1", "model:net@1"]);
     });
+}
+
+#[test]
+fn an_owner_that_comes_back_waits_until_its_old_files_are_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("store").to_str().unwrap()).unwrap();
+    for number in 1..=5 {
+        let owner = format!("o{number}");
+        claim(&store, number, &owner, None);
+        // many files before the one that the owner is going to write again
+        let local = store.local_path(&format!("models/net/{number}")).unwrap();
+        std::fs::create_dir_all(&local).unwrap();
+        for file in (0..2000).map(|n| format!("junk-{n:04}")).chain(["zz.txt".to_owned()]) {
+            std::fs::write(local.join(file), "").unwrap();
+        }
+        let version = std::thread::scope(|scope| {
+            let cleaning = scope.spawn(|| gc(&store, &ALL).unwrap());
+            while local.join("junk-0010").exists() && !cleaning.is_finished() {
+                std::hint::spin_loop();
+            }
+            let version = publish(&store, new_version(folder.path(), &owner, "x")).unwrap();
+            assert_eq!(cleaning.join().unwrap().files(), 2001);
+            version
+        });
+        assert_eq!(version.version, number);
+        verify_version(&store, &version).unwrap();
+    }
 }
 
 struct Counted<'a>(&'a AtomicUsize);

@@ -209,7 +209,8 @@ const QUOTED: usize = 80;
 /// A comparison for people.
 fn differences(found: &VersionDiff, from: &Version, to: &Version) -> String {
     let title = |v: &Version| {
-        format!("{}  {} files, {}, {}", v.reference(), v.files.len(), output::bytes(v.total_size()), v.created)
+        let files = if v.files.len() == 1 { "1 file".to_owned() } else { format!("{} files", v.files.len()) };
+        format!("{}  {files}, {}, {}", v.reference(), output::bytes(v.total_size()), v.created)
     };
     let files = &found.files;
     let counts = [(files.added.len(), "added"), (files.removed.len(), "removed"), (files.changed.len(), "changed")];
