@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::client::Client;
+use super::client::{Client, Fault};
 use crate::config::mlflow::Source;
 use crate::error::{Context, Error, Result};
 use crate::registry::{Version, open_local, pull};
@@ -111,7 +111,7 @@ fn proxied(client: &Client, version: &Version, folder: &Path, target: &str) -> R
     };
     for file in &version.files {
         let to = format!("{}/{}", path.trim_start_matches('/'), file.path);
-        client.upload(&to, &folder.join(&file.path)).map_err(Error::from).context(|| file.path.clone())?;
+        client.upload(&to, &folder.join(&file.path)).map_err(Fault::into_error).context(|| file.path.clone())?;
     }
     Ok(())
 }

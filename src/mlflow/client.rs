@@ -64,17 +64,17 @@ impl Fault {
     pub(super) fn missing(&self) -> bool {
         self.code == "RESOURCE_DOES_NOT_EXIST"
     }
+
+    /// What is said of it. No `From`: with a second way to this crate's error, `?` in other modules' closures would not
+    /// know its type any more.
+    pub(super) fn into_error(self) -> Error {
+        self.error
+    }
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Fault { transient: false, code: String::new(), error }
-    }
-}
-
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        fault.error
     }
 }
 

@@ -77,7 +77,7 @@ fn refusals_say_what_to_do() {
         (200, "<html>sign in</html>", "does not answer like an MLflow server"),
     ] {
         let (uri, _) = serve(vec![(status, body)]);
-        let error = Error::from(client(&uri).post("model-versions/create", &serde_json::json!({})).unwrap_err());
+        let error = client(&uri).post("model-versions/create", &serde_json::json!({})).unwrap_err().into_error();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         let text = error.to_string();
         assert!(text.contains(wanted) && text.contains(&uri) && !text.contains("hunter2"), "{status}: {text}");
@@ -87,7 +87,7 @@ fn refusals_say_what_to_do() {
 #[test]
 fn a_secret_that_the_server_repeats_is_not_shown() {
     let (uri, _) = serve(vec![(400, r#"{"message": "bad token\n hunter2"}"#)]);
-    let text = Error::from(client(&uri).get_once("x", &[]).unwrap_err()).to_string();
+    let text = client(&uri).get_once("x", &[]).unwrap_err().into_error().to_string();
     assert!(text.contains("bad token ***") && !text.contains("hunter2"), "{text}");
     assert!(!format!("{:?}", client(&uri)).contains("hunter2"));
 }

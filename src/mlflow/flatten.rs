@@ -98,8 +98,10 @@ pub(super) fn unique<T>(items: &mut [T], name: impl Fn(&mut T) -> &mut String) {
     }
 }
 
+/// Each part is cleaned alone, so that none ends in what stands for a bracket.
 fn join(prefix: &str, key: &str) -> String {
-    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+    let key = clean(key);
+    if prefix.is_empty() { key } else { format!("{prefix}.{key}") }
 }
 
 #[cfg(test)]
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn metrics_are_numbers_with_paths_and_series_have_steps() {
         let value = json!({"loss": 0.5, "mode": "f32", "ok": true, "none": null,
-            "methods": [{"method": "zero-shot", "recall@1": 0.25}, {"method": "adapter", "recall@1": 1}],
+            "methods": [{"method": "zero-shot", "recall@1": 0.25}, {"method": "kNN (k 7)", "recall@1": 1}],
             "curve": [{"epoch": 1, "acc": 0.1}, {"epoch": 2, "acc": 0.2}], "pair": [3, 4]});
         let mut out = Vec::new();
         metrics("evaluate", 0, &value, &mut out);
@@ -152,7 +154,7 @@ mod tests {
             [
                 ("evaluate.loss", 0.5, 0),
                 ("evaluate.methods.zero-shot.recall_at_1", 0.25, 0),
-                ("evaluate.methods.adapter.recall_at_1", 1.0, 0),
+                ("evaluate.methods.kNN_k_7.recall_at_1", 1.0, 0),
                 ("evaluate.curve.epoch", 1.0, 1),
                 ("evaluate.curve.acc", 0.1, 1),
                 ("evaluate.curve.epoch", 2.0, 2),

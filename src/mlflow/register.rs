@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::artifacts::{source_uri, upload, wants_upload};
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, Fault};
 use super::facts::{MAX_TAG, RunFacts};
 use super::flatten::{Metric, clean, cut};
 use crate::config::mlflow::{Access, Mlflow};
@@ -56,7 +56,7 @@ pub fn register(client: &Client, request: &Request<'_>, record: &mut MlflowRecor
         if let Some(ended) = request.facts.ended {
             body["end_time"] = json!(ended);
         }
-        client.post("runs/update", &body).map_err(Error::from).context(|| format!("end the run {run}"))?;
+        client.post("runs/update", &body).map_err(Fault::into_error).context(|| format!("end the run {run}"))?;
     }
     record.status = MlflowStatus::Registered;
     record.error = None;
@@ -74,7 +74,7 @@ fn experiment(client: &Client, name: &str) -> Result<String> {
         },
         other => other,
     });
-    let found = found.map_err(Error::from).context(place)?;
+    let found = found.map_err(Fault::into_error).context(place)?;
     if found["experiment"]["lifecycle_stage"] == "deleted" {
         return Err(Error::config(format!(
             "experiment '{name}' is deleted at the MLflow server: restore it there, or write another mlflow.experiment"
@@ -105,7 +105,8 @@ fn run(client: &Client, request: &Request<'_>, experiment: &str) -> Result<(Stri
             Some(run) => Ok(json!({ "run": run })),
             None => client.post_once("runs/create", &create),
         }
-    })?;
+    });
+    let found = found.map_err(Fault::into_error)?;
     Ok((text(&found, &["/run/info/run_id"])?, text(&found, &["/run/info/artifact_uri"])?))
 }
 
@@ -125,7 +126,7 @@ fn log(client: &Client, request: &Request<'_>, run: &str) -> Result<()> {
         bodies.push(json!({ "run_id": run, "tags": pairs(part) }));
     }
     for body in bodies {
-        client.post("runs/log-batch", &body)?;
+        client.post("runs/log-batch", &body).map_err(Fault::into_error)?;
     }
     Ok(())
 }
@@ -140,7 +141,7 @@ fn model(
     let section = request.section;
     let name = section.registered_model.as_ref().unwrap_or(&version.name);
     registered_model(client, name)?;
-    let mut found = client.retry(|| find(client, name, version))?;
+    let mut found = client.retry(|| find(client, name, version)).map_err(Fault::into_error)?;
     if found.is_none() {
         let source = if wants_upload(section.source, request.store) {
             upload(client, request.store, version, root)?
@@ -151,17 +152,19 @@ fn model(
             "name": name, "source": source, "run_id": run, "description": version.description,
             "tags": pairs(&version_tags(request, version)),
         });
-        found = client.retry(|| match find(client, name, version)? {
+        let made = client.retry(|| match find(client, name, version)? {
             Some(found) => Ok(Some(found)),
             None => {
                 client.post_once("model-versions/create", &body).map(|answer| Some(answer["model_version"].clone()))
             }
-        })?;
+        });
+        found = made.map_err(Fault::into_error)?;
     }
     let found = found.unwrap_or_default();
     let number = text(&found, &["/version"])?;
     if let Some(alias) = &section.alias {
-        client.post("registered-models/alias", &json!({ "name": name, "alias": alias, "version": number }))?;
+        let body = json!({ "name": name, "alias": alias, "version": number });
+        client.post("registered-models/alias", &body).map_err(Fault::into_error)?;
     }
     Ok(MlflowVersion {
         reference: version.reference(),
@@ -181,7 +184,7 @@ fn registered_model(client: &Client, name: &str) -> Result<()> {
         },
         other => other,
     });
-    made.map(drop).map_err(Error::from)
+    made.map(drop).map_err(Fault::into_error)
 }
 
 /// The version that was made of this one, if there is one: of the same content under the same reference.

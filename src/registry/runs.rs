@@ -388,14 +388,16 @@ mod tests {
     }
 
     #[test]
-    fn records_from_before_compute_was_kept_are_read() {
+    fn records_from_before_compute_and_mlflow_were_kept_are_read() {
         let store = Store::in_memory();
         let mut record = RunRecord::start("old", "job", "Embed", Value::Null);
         let mut value = serde_json::to_value(&record).unwrap();
         value.as_object_mut().unwrap().remove("compute").unwrap();
+        assert!(value.get("mlflow").is_none(), "{value}");
         store.put("runs/old/run.json", value.to_string().into_bytes()).unwrap();
         assert_eq!(RunRecord::load(&store, "old").unwrap(), record);
         record.compute = Some(ComputeRecord { device: "cpu".into(), libtorch: "2.11.0+cpu".into(), threads: 2 });
+        record.mlflow = Some(MlflowRecord { tracking_uri: "http://h".into(), ..MlflowRecord::default() });
         record.save(&store).unwrap();
         assert_eq!(RunRecord::load(&store, "old").unwrap(), record);
     }

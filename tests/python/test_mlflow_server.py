@@ -22,7 +22,7 @@ from harness import environment, invoke, records, succeed
 ROOT = conftest.ROOT
 SERVERS = {"3": Path(sys.executable).parent, "2": ROOT / ".venv-mlflow2" / "bin"}
 TOKEN = "planted-token-b7e1f0"
-USAGE, CONFIG, STORAGE = 2, 10, 20
+CONFIG, STORAGE = 10, 20
 
 
 class Server:
@@ -38,7 +38,6 @@ class Server:
         self.process = None
 
     def start(self):
-        # a second server of the same folder takes the same port, since versions name it nowhere but clients do
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         kept = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         artifacts = self.extra or ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
@@ -83,10 +82,10 @@ def server(request, tmp_path_factory):
         server.stop()
 
 
-def job(folder, uri, **section):
+def job(folder, tracking_uri, **section):
     """The fixtures' pipeline again, which finds its steps done, with a server to register at."""
     text = yaml.safe_load((folder / "job.yaml").read_text())
-    text["mlflow"] = {"tracking_uri": uri, **section}
+    text["mlflow"] = {"tracking_uri": tracking_uri, **section}
     path = folder / f"mlflow-{time.monotonic_ns()}.yaml"
     path.write_text(yaml.safe_dump(text, sort_keys=False))
     return path
@@ -108,11 +107,10 @@ def load_and_predict(server, uri, images, folder):
     return json.loads(answer.read_text())
 
 
-def test_everything_arrives_once(binary, run, medtune, server, tmp_path):
+def test_everything_arrives_once(run, medtune, server):
     """Run, parameters, metrics, tags, versions and alias; the second time nothing is made twice."""
     section = {"experiment": "wards", "alias": "champion", "tags": {"team": "imaging"}}
     path = job(run.folder, server.uri, **section)
-    # two servers get the same models, so what one test has registered does not count for the other
     record = medtune("--store", run.store, "run", path, "--json")
     state = record["mlflow"]
     assert state["status"] == "registered" and state["error"] is None and state["repeat"] == [], state
@@ -175,29 +173,24 @@ def test_a_model_that_no_run_made(run, medtune, server):
 
 
 class Cutting:
-    """A proxy before a server that answers `requests` writing requests and then is gone, as if the server had been killed."""
+    """A proxy before a server. At the first request whose path holds `path` it does that and is gone before it answers, as if the
+    server had been killed: medtune does not know that the request was done."""
 
-    def __init__(self, server, requests):
-        self.left, target = requests, server.port
-        outer = self
+    def __init__(self, server, path):
+        target, outer = server.port, self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
             def forward(self):
-                if self.command != "GET":
-                    outer.left -= 1
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 upstream = http.client.HTTPConnection("127.0.0.1", target, timeout=60)
-                # the answer to the last request is lost: it was done, but medtune does not know
                 upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "host"})
                 answer = upstream.getresponse()
                 content = answer.read()
-                self.close_connection = True
-                if outer.left < 0:
-                    outer.gone.set()
-                    threading.Thread(target=outer.listener.shutdown).start()
+                if path in self.path:
+                    assert answer.status == 200, content
+                    outer.listener.shutdown()
                     outer.listener.socket.close()
+                    outer.gone.set()
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 self.send_response(answer.status)
@@ -214,21 +207,20 @@ class Cutting:
         self.gone = threading.Event()
         self.listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.uri = f"http://127.0.0.1:{self.listener.server_port}"
-        threading.Thread(target=self.listener.serve_forever, daemon=True).start()
+        threading.Thread(target=self.listener.serve_forever, args=[0.05], daemon=True).start()
 
 
-# run search and creation, three log-batches, and then uploads until the first version is made
-@pytest.mark.parametrize("requests", [0, 2, 4, 9])
-def test_a_server_that_dies_loses_nothing(binary, run, medtune, server, tmp_path, requests):
-    proxy = Cutting(server, requests)
-    name = f"survivor-{requests}"
-    path = job(run.folder, proxy.uri, experiment=name, alias="champion")
-    text = yaml.safe_load(path.read_text())
+@pytest.mark.parametrize("path", ["runs/create", "/model.safetensors", "model-versions/create", "runs/update"])
+def test_a_server_that_dies_loses_nothing(binary, run, medtune, server, path):
+    proxy = Cutting(server, path)
+    name = f"survivor-{server.folder.name}-{path.strip('/').replace('/', '-')}"
+    text = yaml.safe_load(job(run.folder, proxy.uri, experiment=name, alias="champion").read_text())
     # one model under a name of its own, so that what other tests have registered is not found
-    text["steps"]["assemble-zero-shot"]["outputs"] = {"classification_mlflow_model": f"{name}-{Path(server.folder).name}"}
+    text["steps"]["assemble-zero-shot"]["outputs"] = {"classification_mlflow_model": name}
     text["steps"] = {k: v for k, v in text["steps"].items() if k in ("prepare", "assemble-zero-shot")}
-    path.write_text(yaml.safe_dump(text, sort_keys=False))
-    done = invoke(binary, "--store", run.store, "run", path, "--json", env=environment())
+    file = run.folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(text, sort_keys=False))
+    done = invoke(binary, "--store", run.store, "run", file, "--json", env=environment())
     assert done.returncode == 0, done.stderr
     assert proxy.gone.is_set()
     record = json.loads(done.stdout)
@@ -243,18 +235,18 @@ def test_a_server_that_dies_loses_nothing(binary, run, medtune, server, tmp_path
     assert words[:2] == ["medtune", "--store"]
     told = succeed(binary, *words[1:], "--json", env=environment())
     assert told["status"] == "registered"
-    [version] = versions(server.client(), told["versions"][0]["name"])
-    assert version.source == told["versions"][0]["source"] and version.run_id == told["run_id"]
     client = server.client()
-    assert client.get_model_version_by_alias(version.name, "champion").version == version.version
+    [version] = versions(client, name)
+    assert version.source == told["versions"][0]["source"] and version.run_id == told["run_id"]
+    assert client.get_model_version_by_alias(name, "champion").version == version.version
     [one] = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert one.info.run_id == told["run_id"] and one.info.status == "FINISHED"
     assert one.data.tags["medtune.run_id"] == record["run_id"]
     # every file is there
-    local = medtune("--store", run.store, "model", "show", f"{version.name}@1", "--json")
-    here = {f["path"]: f["size"] for f in local["files"]}
+    local = medtune("--store", run.store, "model", "show", f"{name}@1", "--json")
     root = server.folder / "artifacts" / version.source.removeprefix("mlflow-artifacts:/")
-    assert {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()} == here
+    there = {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    assert there == {f["path"]: f["size"] for f in local["files"]}
 
 
 def test_a_server_that_was_killed(binary, run, tmp_path):
@@ -279,7 +271,7 @@ def test_a_server_that_was_killed(binary, run, tmp_path):
         server.stop()
 
 
-def test_a_token_is_sent_and_never_shown(binary, run, server, tmp_path):
+def test_a_token_is_sent_and_never_shown(binary, run, server):
     """At the most talkative log level, with an answer and without one, in the record and in errors."""
     seen = []
 
@@ -320,7 +312,7 @@ def test_a_token_is_sent_and_never_shown(binary, run, server, tmp_path):
         listener.shutdown()
 
 
-def test_wrong_sections_are_refused_before_anything_runs(binary, run, tmp_path):
+def test_wrong_sections_are_refused_before_anything_runs(binary, run):
     for section, fragment in [
         ({"tracking_uri": f"http://me:{TOKEN}@h"}, "MLFLOW_TRACKING_TOKEN"),
         ({"tracking_uri": "databricks"}, "http://HOST:PORT"),
@@ -329,12 +321,7 @@ def test_wrong_sections_are_refused_before_anything_runs(binary, run, tmp_path):
         ({"tracking_uri": "http://h", "registered_model": "one"}, "several models"),
         ({"tracking_uri": "http://h", "source": "copy"}, "mlflow.source"),
     ]:
-        path = job(run.folder, "", **section) if "tracking_uri" not in section else None
-        if path is None:
-            text = yaml.safe_load((run.folder / "job.yaml").read_text()) | {"mlflow": section}
-            path = tmp_path / "job.yaml"
-            path.write_text(yaml.safe_dump(text))
-        done = invoke(binary, "--store", run.store, "validate", path)
+        done = invoke(binary, "validate", job(run.folder, **section))
         assert done.returncode == CONFIG and fragment in done.stderr and TOKEN not in done.stderr, done.stderr
 
 
