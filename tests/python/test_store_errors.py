@@ -46,7 +46,11 @@ def answering(status, code, headers=()):
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):
+            """A client may go away whenever it likes."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -137,9 +141,10 @@ def test_the_errors_are_told_apart(binary, s3, tmp_path):
         }
         for name, server in servers.items():
             done = Place(binary, server, "store", tmp_path, MEDTUNE_STORE_RETRY_SECONDS=1).call("data", "list")
-            lines[name] = done.stderr.strip().splitlines()
-    assert all(len(said) == 1 for said in lines.values()), lines
-    assert len({said[0] for said in lines.values()}) == 4
+            lines[name] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.stdout == "" and lines[name] == done.stderr.splitlines()[-1:]
+    for name, telling in {"endpoint": "reached", "bucket": "exist", "region": "AWS_REGION", "rights": "refused"}.items():
+        assert [other for other, [line] in lines.items() if telling in line] == [name], lines
 
 
 @pytest.mark.parametrize(
@@ -165,11 +170,11 @@ def test_plain_http_must_be_allowed(binary, s3, tmp_path):
 # --- secrets ---
 
 
-def shared_access_signature():
-    """A signature for everything in the account, until the year 2099."""
-    fields = {"sv": "2021-08-06", "ss": "b", "srt": "sco", "sp": "rwdlac", "se": "2099-01-01T00:00:00Z", "spr": "https,http"}
-    order = [sharedkey.ACCOUNT, fields["sp"], "b", "sco", "", fields["se"], "", fields["spr"], fields["sv"], ""]
-    text = "".join(f"{field}\n" for field in order)
+def shared_access_signature(container):
+    """A signature for everything in the container, until the year 2099. (Azurite takes no batches with one for the account.)"""
+    fields = {"sv": "2021-08-06", "sr": "c", "sp": "racwdl", "se": "2099-01-01T00:00:00Z"}
+    resource = f"/blob/{sharedkey.ACCOUNT}/{container}"
+    text = "\n".join([fields["sp"], "", fields["se"], resource, "", "", "", fields["sv"], "c", *[""] * 7])
     digest = hmac.new(base64.b64decode(sharedkey.KEY), text.encode(), hashlib.sha256).digest()
     return urllib.parse.urlencode(fields | {"sig": base64.b64encode(digest).decode()})
 
@@ -180,7 +185,7 @@ class Signed(Azure):
     def settings(self):
         return {
             "AZURE_STORAGE_ACCOUNT_NAME": sharedkey.ACCOUNT,
-            "AZURE_STORAGE_SAS_TOKEN": shared_access_signature(),
+            "AZURE_STORAGE_SAS_TOKEN": shared_access_signature(self.container),
             "AZURE_STORAGE_ENDPOINT": f"{self.endpoint}/{sharedkey.ACCOUNT}",
             "AZURE_ALLOW_HTTP": "true",
         }
