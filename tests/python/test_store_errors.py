@@ -143,8 +143,9 @@ def test_the_errors_are_told_apart(binary, s3, tmp_path):
             done = Place(binary, server, "store", tmp_path, MEDTUNE_STORE_RETRY_SECONDS=1).call("data", "list")
             lines[name] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert done.stdout == "" and lines[name] == done.stderr.splitlines()[-1:]
-    for name, telling in {"endpoint": "reached", "bucket": "exist", "region": "AWS_REGION", "rights": "refused"}.items():
-        assert [other for other, [line] in lines.items() if telling in line] == [name], lines
+    telling = {"endpoint": "cannot be reached", "bucket": "does not exist", "region": "AWS_REGION", "rights": "access is refused"}
+    for name, words in telling.items():
+        assert [other for other, [line] in lines.items() if words in line] == [name], lines
 
 
 @pytest.mark.parametrize(
@@ -219,8 +220,7 @@ def secrets_of(place):
     return found
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize("kind", ["s3", "sas", "key"])
+@pytest.mark.parametrize("kind, log_format", [("s3", "text"), ("s3", "json"), ("sas", "text"), ("key", "json")])
 def test_secrets_are_never_shown(binary, request, file, tmp_path, kind, log_format):
     """Not by commands that work and not by those that fail, at the highest log level, nor in what is stored."""
 
@@ -234,19 +234,20 @@ def test_secrets_are_never_shown(binary, request, file, tmp_path, kind, log_form
 
     endpoint = request.getfixturevalue("s3" if kind == "s3" else "azure").endpoint
     works = place(server(endpoint), f"secrets-{kind}-{log_format}")
-    good = [["data", "register", "--name", "some", file], ["data", "list", "--json"], ["data", "verify", "some@1"]]
-    bad = [["data", "verify", "other@1"], ["model", "pull", "some@9", tmp_path / "there"], ["data", "list"]]
+    register, look = ["data", "register", "--name", "some", file], ["data", "list", "--json"]
+    outcomes = [(works, True, [register, look, ["data", "verify", "some@1"]]), (works, False, [["model", "pull", "some@9", "there"]])]
     with answering(403, "AccessDenied") as denying, answering(500, "InternalError") as failing:
-        where = {0: [works], None: [place(server(u), "store") for u in (denying, failing, nobody())]}
-        where[None] += [place(server(endpoint, "no-such-bucket"), "store")]
-        for expected, places in where.items():
-            for at in places:
-                hidden = secrets_of(at)
-                for arguments in good if expected == 0 else [*bad, good[0]]:
-                    done = at.call("--log-level", "trace", "--log-format", log_format, *arguments)
-                    assert (done.returncode == 0) == (expected == 0), (done.returncode, done.stderr[-2000:])
-                    for text in (done.stdout, done.stderr):
-                        assert not [s for s in hidden if s in text], text[-4000:]
+        for url in (denying, failing, nobody()):
+            outcomes.append((place(server(url), "store"), False, [register, look]))
+        outcomes.append((place(server(endpoint, "no-such-bucket"), "store"), False, [register, look]))
+        for at, succeeds, commands in outcomes:
+            for arguments in commands:
+                done = at.call("--log-level", "trace", "--log-format", log_format, *arguments)
+                assert (done.returncode == 0) == succeeds, (done.returncode, done.stderr[-2000:])
+                said = done.stdout + done.stderr
+                assert not [secret for secret in secrets_of(at) if secret in said], said[-4000:]
+                # the answer repeats the request, in which there are such secrets
+                assert at.server.endpoint != denying or kind == "key" or "***" in said, said[-4000:]
     for key in works.sizes():
         stored = works.read(key).decode(errors="replace")
         assert not [secret for secret in secrets_of(works) if secret in stored], key

@@ -16,7 +16,7 @@ from servers import Folder, counts, faulty
 from stores import Place, random_file
 
 # seconds after which whoever held a lock and was killed counts as gone
-LEASE = 2
+LEASE = 3
 WRITERS, EACH = 16, 5
 BAD_NETWORK = {
     "s3": ["--lost-ack", 0.2, "--busy", 0.1, "--conflict", 0.05],
@@ -154,7 +154,7 @@ def test_a_publisher_that_is_killed(binary, server, tmp_path, kind, kills, large
     for n in range(20):
         random_file(source / f"part-{n % 3}" / f"{n:02}.bin", largest if n == 7 else rng.randrange(50_000, 300_000), n)
     place = Place(binary, server, f"storm-{kind}", tmp_path, MEDTUNE_STORE_LEASE_SECONDS=LEASE)
-    interrupted, published = 0, True
+    interrupted, published, left_locked = 0, True, False
 
     def content(number):
         (source / "number.txt").write_text(f"content {number}\n")
@@ -167,18 +167,20 @@ def test_a_publisher_that_is_killed(binary, server, tmp_path, kind, kills, large
             publish(place, source)
             durations.append(time.monotonic() - begun)
         for turn in range(kills):
-            # some give up for good: nobody comes again with these tags
-            tags = [f"turn={turn}"] if rng.random() < 0.3 else []
+            # many give up for good: nobody comes again with these tags; the others come again and wait until a lock has run out
+            tags = [f"turn={turn}"] if rng.random() < 0.5 else []
+            wait = 1.3 * LEASE if left_locked and not tags else 0
             if published:
                 content(3 + turn)
-            published = publish(place, source, *tags, kill_after=rng.uniform(0, 1.1) * statistics.median(durations))
+            published = publish(place, source, *tags, kill_after=wait + rng.uniform(0.1, 1.1) * statistics.median(durations))
+            left_locked = kind != "folder" and (left_locked if tags else not published)
             interrupted += not published
         # the last that did not get there comes again
         publish(place, source)
 
     print(f"{interrupted} of {kills} interrupted, {len(readers.listed)} versions listed, {readers.verified} times verified")
     assert not readers.problems, readers.problems[:3]
-    assert interrupted > kills / 3 and readers.verified > kills / 10
+    assert kills / 3 < interrupted < kills and readers.verified > kills / 10
     listed = {entry["version"] for entry in place.good("data", "list", "--json")}
     assert readers.listed <= listed
     manifests = place.manifests()
