@@ -9,8 +9,8 @@ import numpy as np
 from harness import environment, invoke, succeed
 from servers import cloud_free
 
-# seconds after which whoever holds a lock and was killed counts as gone, and for which a request is tried again
-LEASE, RETRIES = 2, 60
+# seconds for which a request is tried again
+RETRIES = 60
 MANIFEST = re.compile(r"registry/[^/]+/[^/]+/\d{10}\.json")
 
 
@@ -19,8 +19,8 @@ class Place:
 
     def __init__(self, binary, server, prefix, folder, **extra):
         self.binary, self.server, self.prefix = binary, server, prefix
-        limits = {"MEDTUNE_STORE_LEASE_SECONDS": LEASE, "MEDTUNE_STORE_RETRY_SECONDS": RETRIES}
-        own = environment(Path(folder) / "tmp", XDG_CACHE_HOME=Path(folder) / "cache", MEDTUNE_STORE=self.uri, **limits)
+        mine = {"XDG_CACHE_HOME": Path(folder) / "cache", "MEDTUNE_STORE_RETRY_SECONDS": RETRIES}
+        own = environment(Path(folder) / "tmp", MEDTUNE_STORE=self.uri, **mine)
         self.env = cloud_free(own) | server.settings() | {k: str(v) for k, v in extra.items()}
 
     @property

@@ -29,7 +29,6 @@ def test_works_with_stores(core_binary, s3, tmp_path):
     register_model(place, "some", tmp_path / "source")
     place.good("model", "pull", "some@1", tmp_path / "pulled")
     assert contents(tmp_path / "pulled") == contents(tmp_path / "source")
-    place.good("model", "verify", tmp_path / "pulled")
     place.good("data", "verify", "some@1")
     place.good("gc", "--older-than", "0s")
     assert [entry["name"] for entry in place.good("model", "list", "--json")] == ["some"]

@@ -46,7 +46,11 @@ def answering(status, code, headers=()):
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):
+            """A client may go away whenever it likes."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -137,9 +141,11 @@ def test_the_errors_are_told_apart(binary, s3, tmp_path):
         }
         for name, server in servers.items():
             done = Place(binary, server, "store", tmp_path, MEDTUNE_STORE_RETRY_SECONDS=1).call("data", "list")
-            lines[name] = done.stderr.strip().splitlines()
-    assert all(len(said) == 1 for said in lines.values()), lines
-    assert len({said[0] for said in lines.values()}) == 4
+            lines[name] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.stdout == "" and lines[name] == done.stderr.splitlines()[-1:]
+    telling = {"endpoint": "cannot be reached", "bucket": "does not exist", "region": "AWS_REGION", "rights": "access is refused"}
+    for name, words in telling.items():
+        assert [other for other, [line] in lines.items() if words in line] == [name], lines
 
 
 @pytest.mark.parametrize(
@@ -165,11 +171,11 @@ def test_plain_http_must_be_allowed(binary, s3, tmp_path):
 # --- secrets ---
 
 
-def shared_access_signature():
-    """A signature for everything in the account, until the year 2099."""
-    fields = {"sv": "2021-08-06", "ss": "b", "srt": "sco", "sp": "rwdlac", "se": "2099-01-01T00:00:00Z", "spr": "https,http"}
-    order = [sharedkey.ACCOUNT, fields["sp"], "b", "sco", "", fields["se"], "", fields["spr"], fields["sv"], ""]
-    text = "".join(f"{field}\n" for field in order)
+def shared_access_signature(container):
+    """A signature for everything in the container, until the year 2099. (Azurite takes no batches with one for the account.)"""
+    fields = {"sv": "2021-08-06", "sr": "c", "sp": "racwdl", "se": "2099-01-01T00:00:00Z"}
+    resource = f"/blob/{sharedkey.ACCOUNT}/{container}"
+    text = "\n".join([fields["sp"], "", fields["se"], resource, "", "", "", fields["sv"], "c", *[""] * 7])
     digest = hmac.new(base64.b64decode(sharedkey.KEY), text.encode(), hashlib.sha256).digest()
     return urllib.parse.urlencode(fields | {"sig": base64.b64encode(digest).decode()})
 
@@ -180,7 +186,7 @@ class Signed(Azure):
     def settings(self):
         return {
             "AZURE_STORAGE_ACCOUNT_NAME": sharedkey.ACCOUNT,
-            "AZURE_STORAGE_SAS_TOKEN": shared_access_signature(),
+            "AZURE_STORAGE_SAS_TOKEN": shared_access_signature(self.container),
             "AZURE_STORAGE_ENDPOINT": f"{self.endpoint}/{sharedkey.ACCOUNT}",
             "AZURE_ALLOW_HTTP": "true",
         }
@@ -214,8 +220,7 @@ def secrets_of(place):
     return found
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize("kind", ["s3", "sas", "key"])
+@pytest.mark.parametrize("kind, log_format", [("s3", "text"), ("s3", "json"), ("sas", "text"), ("key", "json")])
 def test_secrets_are_never_shown(binary, request, file, tmp_path, kind, log_format):
     """Not by commands that work and not by those that fail, at the highest log level, nor in what is stored."""
 
@@ -229,19 +234,20 @@ def test_secrets_are_never_shown(binary, request, file, tmp_path, kind, log_form
 
     endpoint = request.getfixturevalue("s3" if kind == "s3" else "azure").endpoint
     works = place(server(endpoint), f"secrets-{kind}-{log_format}")
-    good = [["data", "register", "--name", "some", file], ["data", "list", "--json"], ["data", "verify", "some@1"]]
-    bad = [["data", "verify", "other@1"], ["model", "pull", "some@9", tmp_path / "there"], ["data", "list"]]
+    register, look = ["data", "register", "--name", "some", file], ["data", "list", "--json"]
+    outcomes = [(works, True, [register, look, ["data", "verify", "some@1"]]), (works, False, [["model", "pull", "some@9", "there"]])]
     with answering(403, "AccessDenied") as denying, answering(500, "InternalError") as failing:
-        where = {0: [works], None: [place(server(u), "store") for u in (denying, failing, nobody())]}
-        where[None] += [place(server(endpoint, "no-such-bucket"), "store")]
-        for expected, places in where.items():
-            for at in places:
-                hidden = secrets_of(at)
-                for arguments in good if expected == 0 else [*bad, good[0]]:
-                    done = at.call("--log-level", "trace", "--log-format", log_format, *arguments)
-                    assert (done.returncode == 0) == (expected == 0), (done.returncode, done.stderr[-2000:])
-                    for text in (done.stdout, done.stderr):
-                        assert not [s for s in hidden if s in text], text[-4000:]
+        for url in (denying, failing, nobody()):
+            outcomes.append((place(server(url), "store"), False, [register, look]))
+        outcomes.append((place(server(endpoint, "no-such-bucket"), "store"), False, [register, look]))
+        for at, succeeds, commands in outcomes:
+            for arguments in commands:
+                done = at.call("--log-level", "trace", "--log-format", log_format, *arguments)
+                assert (done.returncode == 0) == succeeds, (done.returncode, done.stderr[-2000:])
+                said = done.stdout + done.stderr
+                assert not [secret for secret in secrets_of(at) if secret in said], said[-4000:]
+                # the answer repeats the request, in which there are such secrets
+                assert at.server.endpoint != denying or kind == "key" or "***" in said, said[-4000:]
     for key in works.sizes():
         stored = works.read(key).decode(errors="replace")
         assert not [secret for secret in secrets_of(works) if secret in stored], key
