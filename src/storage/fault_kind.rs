@@ -21,6 +21,8 @@ pub(super) fn storage_error(action: &str, uri: &str, source: object_store::Error
     Error::new(kind, format!("cannot {action} '{uri}': {said}"))
 }
 
+const REFUSED: &str = "access is refused, check the rights of these credentials";
+
 fn classify(source: &object_store::Error) -> (ErrorKind, &'static str) {
     if no_space(source) {
         return (ErrorKind::NoSpace, "no space left, free some and run the job again");
@@ -44,10 +46,20 @@ fn classify(source: &object_store::Error) -> (ErrorKind, &'static str) {
     if says(&["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed"]) {
         return (ErrorKind::Config, "the store does not accept the credentials, check them");
     }
+    if says(&["URL scheme is not allowed"]) {
+        return (
+            ErrorKind::Config,
+            "plain HTTP must be allowed: set AWS_ALLOW_HTTP or AZURE_ALLOW_HTTP to true, or allow_http in store:",
+        );
+    }
+    // of a listing, the crate does not say more than that it failed
+    if says(&["status code: 403", "status code: 401"]) {
+        return (ErrorKind::Config, REFUSED);
+    }
     match source {
         object_store::Error::NotFound { .. } => (ErrorKind::NotFound, "it does not exist"),
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-            (ErrorKind::Config, "access is refused, check the rights of these credentials")
+            (ErrorKind::Config, REFUSED)
         }
         object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
             (ErrorKind::Config, "the store cannot do this")
@@ -150,6 +162,8 @@ mod tests {
                 ErrorKind::Config,
                 "access is refused",
             ),
+            (generic("status code: 403 Forbidden: <Code>AccessDenied</Code>"), ErrorKind::Config, "refused"),
+            (generic("builder error URL scheme is not allowed"), ErrorKind::Config, "AWS_ALLOW_HTTP"),
             (generic("<Code>ExpiredToken</Code>"), ErrorKind::Storage, "renew"),
             (generic("error sending request: tcp connect error: refused"), ErrorKind::Storage, "cannot be reached"),
         ] {

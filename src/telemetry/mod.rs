@@ -37,7 +37,9 @@ fn format() -> LogFormat {
 /// # Errors
 /// [`crate::ErrorKind::Usage`] for a filter that cannot be parsed.
 pub fn init(format: LogFormat, level: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(level).map_err(|e| {
+    // each retry of the store's client is a line at info: those matter to who looks for the cause
+    let quiet = if level.eq_ignore_ascii_case("info") { ",object_store=warn" } else { "" };
+    let filter = EnvFilter::try_new(format!("{level}{quiet}")).map_err(|e| {
         Error::usage(format!(
             "--log-level '{level}': write error, warn, info or debug, or a filter such as medtune=debug"
         ))

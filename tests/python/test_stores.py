@@ -148,7 +148,7 @@ def publish(place, source, *tags, kill_after=None):
     return status == 0
 
 
-@pytest.mark.parametrize("kind, kills, largest", [("folder", 100, 300_000), ("s3", 12, 9 << 20)])
+@pytest.mark.parametrize("kind, kills, largest", [("folder", 100, 300_000), ("s3", 8, 9 << 20)])
 def test_a_publisher_that_is_killed(binary, server, tmp_path, kind, kills, largest):
     """kill -9 at random moments while others read: what is listed is whole, and gc takes what was left, and nothing else."""
     seed = random.randrange(1 << 32)

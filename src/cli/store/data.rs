@@ -4,7 +4,9 @@ use super::versions::{VersionsVerb, find, registered};
 use crate::cli::output;
 use crate::cli::place::Place;
 use crate::error::{Error, Result};
-use crate::registry::{AssetKind, Lineage, NewVersion, Version, folder_files, list_versions, publish, verify_version};
+use crate::registry::{
+    AssetKind, Lineage, NewVersion, Version, check_name, folder_files, now, publish, verify_version,
+};
 use crate::storage::{Store, sha256_file, sha256_hex};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -53,9 +55,10 @@ impl DataVerb {
                 let path = store.local(&path)?;
                 let store = store.open()?;
                 let tags = tags.iter().map(|t| tag(t)).collect::<Result<BTreeMap<_, _>>>()?;
-                let existing = list_versions(&store, AssetKind::Data, &name)?;
+                // both times are of this machine's clock where the version is new
+                let started = now();
                 let version = register(&store, NewData { name, path: &path, description, tags })?;
-                let new = !existing.iter().any(|v| v.version == version.version);
+                let new = version.created >= started;
                 registered(&store, (version, new), json)
             }
         }
@@ -71,6 +74,7 @@ struct NewData<'a> {
 
 /// The same content, description and tags again are the version that exists.
 fn register(store: &Store, data: NewData<'_>) -> Result<Version> {
+    check_name(&data.name)?;
     let path = data.path;
     let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     let files = if metadata.is_dir() {
