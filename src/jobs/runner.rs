@@ -23,7 +23,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
 use crate::registry::{
     CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, StepCache, StepRecord,
-    StepStatus, Version, check_name, get, new_run_id, publish_all,
+    StepStatus, Version, check_name, get, new_run_id, publish_all, step_lock,
 };
 use crate::storage::{Store, sha256_hex};
 use crate::telemetry::duration;
@@ -247,17 +247,17 @@ impl Runner<'_> {
         if self.is_finished(name, &fingerprint, record)? {
             return Ok(None);
         }
-        // one at a time for the same work; who waited finds it done
-        let _lock = if self.options.rerun { None } else { Some(self.store.lock(&format!("step/{fingerprint}"))?) };
+        // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
+        let owner =
+            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.clone() };
+        let continuation = sha256_hex(owner.as_bytes());
+        // one at a time for the same work, and nobody clears its checkpoints away meanwhile; who waited finds it done
+        let _lock = self.store.lock(&step_lock(&continuation))?;
         if self.is_finished(name, &fingerprint, record)? {
             return Ok(None);
         }
         tracing::info!(step = %name, kind = %step.kind, "started");
         let folder = scratch.step(name)?;
-        // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
-        let owner =
-            if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.clone() };
-        let continuation = sha256_hex(owner.as_bytes());
         let context = StepContext {
             inputs: &inputs,
             scratch: &folder,

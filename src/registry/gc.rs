@@ -9,8 +9,8 @@
 //! - **What the registry does not know is left alone**: folders of names without any claim or version.
 //! - It may be interrupted and run again, also several at once.
 //!
-//! Locks are of one machine where the store is a folder, and of one process where it is not. For publishers elsewhere the
-//! age is what protects: choose one beyond the longest upload and the longest pause between two checkpoints.
+//! Locks are seen by all machines that use a store (in a folder by `flock`, elsewhere by leases). Whoever has lost its lock,
+//! since it could not reach the store for long, is protected by the age only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::content::ignored;
 use super::publish::lock_of_claim;
 use super::read::{Numbers, known, read_manifest};
 use super::runs::RunRecord;
-use super::steps::names_what_is_gone;
+use super::steps::{names_what_is_gone, step_lock};
 use super::version::{AssetKind, check_name, manifest_key, prefix, removal_key};
 
 /// How old the leftovers of writers must be outside of the folders of versions, where no lock tells whether the writer is
@@ -228,10 +228,16 @@ impl Sweep<'_> {
         for (folder, files) in folders {
             match alive {
                 Some(run) => self.keep(&folder, &format!("run {run} is going on and may need it")),
+                None if self.is_worked_on(&folder)? => self.keep(&folder, "its step is going on"),
                 None => self.offer((DebrisKind::Checkpoints, &folder), &files)?,
             }
         }
         Ok(())
+    }
+
+    /// Whether the step of these checkpoints is going on, on whatever machine.
+    fn is_worked_on(&self, folder: &str) -> Result<bool> {
+        self.store.is_locked(&step_lock(folder.strip_prefix("checkpoints/").unwrap_or(folder)))
     }
 
     /// Entries that would not be used again, since what they name is gone.
@@ -246,12 +252,19 @@ impl Sweep<'_> {
 
     /// What killed writers left outside of the folders of versions.
     fn leftovers(&mut self) -> Result<()> {
+        let age = self.options.older_than.max(LEFTOVER_AGE);
+        // a lease that is held is written several times a minute
+        for folder in ["leases", "preflight"] {
+            for file in self.store.list_raw(folder)? {
+                self.offer_older((DebrisKind::Leftover, &file.key.clone()), &[file], age)?;
+            }
+        }
         for folder in ["cache", "checkpoints", "registry", "runs"] {
             for file in self.store.list_raw(folder)? {
                 let counted = self.report.removed.iter().any(|d| file.key.starts_with(&format!("{}/", d.key)));
                 if is_leftover(&file.key) && !counted {
                     let key = file.key.clone();
-                    self.offer_older((DebrisKind::Leftover, &key), &[file], self.options.older_than.max(LEFTOVER_AGE))?;
+                    self.offer_older((DebrisKind::Leftover, &key), &[file], age)?;
                 }
             }
         }

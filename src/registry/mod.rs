@@ -53,7 +53,7 @@ pub use runs::{
     new_run_id,
 };
 pub use series::{Earlier, Series, SeriesFolder, series_folders};
-pub use steps::{CachedStep, StepCache};
+pub use steps::{CachedStep, StepCache, step_lock};
 pub use tracking::{MlflowRecord, MlflowStatus, MlflowVersion};
 pub use version::{AssetKind, FileEntry, Lineage, NewVersion, Version, check_name};
 

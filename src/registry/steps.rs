@@ -32,6 +32,12 @@ struct Stored {
     step: CachedStep,
 }
 
+/// The lock that is held while a step is worked on whose checkpoints are in `checkpoints/CONTINUATION/`.
+#[must_use]
+pub fn step_lock(continuation: &str) -> String {
+    format!("step/{continuation}")
+}
+
 /// The finished steps of a store, by fingerprint.
 #[derive(Debug, Clone, Copy)]
 pub struct StepCache;

@@ -425,3 +425,20 @@ fn a_damaged_claim_belongs_to_nobody_and_its_number_stays_taken() {
         assert_eq!(publish(store, new_version(folder, "o", "x")).unwrap().version, 2);
     });
 }
+
+#[test]
+fn checkpoints_of_a_step_that_goes_on_stay() {
+    let leased = Store::in_memory().with_lease(Duration::from_secs(2));
+    let check = |store: &Store| {
+        let key = format!("checkpoints/{HASH}/step-00000001/weights.safetensors");
+        store.put(&key, b"x".to_vec()).unwrap();
+        let lock = store.lock(&step_lock(HASH)).unwrap();
+        let report = gc(store, &ALL).unwrap();
+        assert!(report.removed.is_empty() && report.kept[0].reason == "its step is going on", "{report:?}");
+        drop(lock);
+        assert_eq!(gc(store, &ALL).unwrap().files(), 1);
+        assert!(!store.exists(&key).unwrap());
+    };
+    each_store(|store, _| check(store));
+    check(&leased);
+}
