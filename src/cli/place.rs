@@ -2,6 +2,7 @@
 
 use crate::config::Environment;
 use crate::config::job::Job;
+use crate::data::tsv::companions;
 use crate::error::{Error, Result};
 use crate::storage::{Cache, Source, Store, StoreSettings, is_remote, local_folder};
 use std::path::{Path, PathBuf};
@@ -66,9 +67,7 @@ impl Place {
         if !source.is_file()? {
             return source.folder(&cache);
         }
-        let name = source.uri().rsplit('/').next().unwrap_or_default();
-        let index = crate::data::tsv::index_path(Path::new(name)).to_string_lossy().into_owned();
-        Ok(source.file(&cache, &[index])?.0)
+        Ok(source.file(&cache, &companions(source.name()))?.0)
     }
 
     /// Reads a job file, from this machine or elsewhere.

@@ -2,11 +2,12 @@
 
 use super::output;
 use super::place::Place;
+use super::store::find;
 use crate::config::Environment;
-use crate::config::mlflow::{Access, Mlflow, Source};
+use crate::config::mlflow::{Credentials, Mlflow, Source};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::mlflow::{Client, Request, RunFacts, register};
-use crate::registry::{AssetKind, MlflowRecord, Reference, RunRecord, Version, get};
+use crate::registry::{AssetKind, MlflowRecord, RunRecord, Version};
 use crate::storage::Store;
 
 #[derive(Debug, clap::Args)]
@@ -37,20 +38,16 @@ pub(super) struct RegisterArguments {
 }
 
 pub(super) fn run(arguments: RegisterArguments, place: &Place, environment: &Environment) -> Result<()> {
-    let access = Access::from_environment(environment)?;
+    let credentials = Credentials::from_environment(environment)?;
     let store = place.open_existing()?;
-    let reference = Reference::parse(&arguments.reference, Some(AssetKind::Model))?;
-    if reference.kind != AssetKind::Model {
-        return Err(Error::usage(format!("'{}' is a dataset; MLflow registers models", arguments.reference)));
-    }
-    let version = get(&store, &reference)?;
+    let version = find(&store, AssetKind::Model, &arguments.reference)?;
     let record = record_of(&store, &version, arguments.run.as_deref())?;
     let json = arguments.json;
     let section = section(arguments, record.as_ref())?;
-    let client = Client::new(&section, &access.credentials)?;
+    let client = Client::new(&section, &credentials)?;
     let facts = record.as_ref().map_or_else(|| RunFacts::of_version(&version), RunFacts::of_record);
     let versions = [version];
-    let request = Request { store: &store, section: &section, access: &access, facts: &facts, versions: &versions };
+    let request = Request { store: &store, section: &section, facts: &facts, versions: &versions };
     let mut state = MlflowRecord::default();
     register(&client, &request, &mut state).context(|| "not registered, but safe in the store; repeat the command")?;
     if json {

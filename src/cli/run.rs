@@ -4,7 +4,7 @@ use super::place::Place;
 use super::{PredictArguments, RunArguments, output, store};
 use crate::config::Environment;
 use crate::config::job::Compute;
-use crate::config::mlflow::Access;
+use crate::config::mlflow::Credentials;
 use crate::error::{Error, Result};
 use crate::jobs::predict::{self, Prediction};
 use crate::jobs::{self, RunOptions};
@@ -54,8 +54,9 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
         return if estimates.is_empty() { Ok(()) } else { output::line(&estimates.join("\n")) };
     }
     // half-set credentials matter to those jobs only that show them to a server
-    let access = job.mlflow.as_ref().map(|_| Access::from_environment(environment)).transpose()?.unwrap_or_default();
-    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, access };
+    let credentials = job.mlflow.as_ref().map(|_| Credentials::from_environment(environment)).transpose()?;
+    let credentials = credentials.unwrap_or_default();
+    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials };
     let (record, outcome) = jobs::run(&store, &job, &options);
     // a store that is away must not hide how the run ended
     let series = series_folders(&store, &record.run_id).unwrap_or_default();

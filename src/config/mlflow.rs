@@ -195,26 +195,6 @@ pub enum Credentials {
     Basic(String, String),
 }
 
-/// What the environment says of servers and clouds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Access {
-    /// What the tracking server is shown.
-    pub credentials: Credentials,
-    /// The storage account of `az://` stores, whose URIs do not name it: `AZURE_STORAGE_ACCOUNT_NAME`.
-    pub azure_account: Option<String>,
-}
-
-impl Access {
-    /// What the environment holds.
-    ///
-    /// # Errors
-    /// As [`Credentials::from_environment`].
-    pub fn from_environment(environment: &Environment) -> Result<Access> {
-        let azure_account = environment.get("AZURE_STORAGE_ACCOUNT_NAME").filter(|v| !v.is_empty()).cloned();
-        Ok(Access { credentials: Credentials::from_environment(environment)?, azure_account })
-    }
-}
-
 impl Credentials {
     /// Those that the environment holds; empty variables count as not set.
     ///
@@ -234,14 +214,6 @@ impl Credentials {
             (_, _, Some(token)) => Ok(Credentials::Token(token)),
             (None, None, None) => Ok(Credentials::None),
             _ => Err(Error::config("set both MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or neither")),
-        }
-    }
-
-    /// What must not be shown anywhere.
-    pub(crate) fn secrets(&self) -> Vec<&str> {
-        match self {
-            Credentials::None => Vec::new(),
-            Credentials::Token(secret) | Credentials::Basic(_, secret) => vec![secret],
         }
     }
 }

@@ -25,6 +25,14 @@ pub fn index_path(tsv: &Path) -> PathBuf {
     tsv.with_extension("lineidx")
 }
 
+/// The names of the files that belong to a file and lie beside it: of a TSV its line index.
+#[must_use]
+pub fn companions(name: &str) -> Vec<String> {
+    let path = Path::new(name);
+    let is_tsv = path.extension().is_some_and(|extension| extension == "tsv");
+    is_tsv.then(|| index_path(path).to_string_lossy().into_owned()).into_iter().collect()
+}
+
 /// One row of a TSV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {

@@ -4,7 +4,7 @@ use super::finetune::read_training;
 use crate::config::job::{InputSource, Job, Step};
 use crate::config::kinds::{Kind, PortType};
 use crate::config::parameters::Parameters;
-use crate::data::tsv::index_path;
+use crate::data::tsv::{companions, index_path};
 use crate::data::{Labels, TextConstants};
 use crate::error::{Context, Error, Result};
 use crate::package::read_package;
@@ -186,9 +186,7 @@ fn fetch(store: &Store, source: &Source, port: PortType) -> Result<PathBuf> {
     let cache = store.cache()?;
     if port == PortType::File {
         exists(source, port)?;
-        let name = source.uri().rsplit('/').next().unwrap_or_default();
-        let index = index_path(Path::new(name)).to_string_lossy().into_owned();
-        return Ok(source.file(&cache, &[index])?.0);
+        return Ok(source.file(&cache, &companions(source.name()))?.0);
     }
     source.folder(&cache)
 }

@@ -17,7 +17,7 @@ use super::{Produced, StepContext, execute, tracking};
 use crate::CODE_VERSION;
 use crate::config::job::{Job, Step, Work, dependencies, order};
 use crate::config::kinds::Kind;
-use crate::config::mlflow::Access;
+use crate::config::mlflow::Credentials;
 use crate::config::parameters::Parameters;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
@@ -40,7 +40,7 @@ pub struct RunOptions {
     /// Where scratch folders are made; the system's temporary folder when left out.
     pub work_folder: Option<PathBuf>,
     /// What servers are shown.
-    pub access: Access,
+    pub credentials: Credentials,
 }
 
 /// What a dry run says of one step.
@@ -111,7 +111,7 @@ pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result
     let mut record = RunRecord::start(&run_id, &job.name, job.kind().name(), config);
     let started = Instant::now();
     tracing::info!(run = %run_id, store = %store.uri(), job = %job.name, "run started");
-    let client = tracking::client(job, &options.access);
+    let client = tracking::client(job, &options.credentials);
     let (outcome, client) = match client {
         Err(error) => (Err(error), None),
         Ok(client) => {
@@ -124,7 +124,7 @@ pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result
     let saved = record.save(store);
     // last, and only with the record in the store: whatever becomes of it, nothing is lost
     if let (Some(client), Ok(())) = (&client, &saved) {
-        tracking::after(client, (store, job, &options.access), &mut record);
+        tracking::after(client, (store, job), &mut record);
         if let Err(error) = record.save(store) {
             tracing::warn!(%error, "what became of the registration could not be added to the run record");
         }

@@ -4,7 +4,7 @@
 //! the run record, with the commands that do what is missing.
 
 use crate::config::job::Job;
-use crate::config::mlflow::{Access, Mlflow, final_models};
+use crate::config::mlflow::{Credentials, Mlflow, final_models};
 use crate::error::{ErrorKind, Result};
 use crate::mlflow::{Client, Request, RunFacts, register};
 use crate::registry::{AssetKind, MlflowRecord, Reference, RunRecord, Version, get};
@@ -14,13 +14,13 @@ use crate::storage::Store;
 ///
 /// # Errors
 /// [`ErrorKind::Config`] for what no server would take.
-pub(super) fn client(job: &Job, access: &Access) -> Result<Option<Client>> {
-    job.mlflow.as_ref().map(|section| Client::new(section, &access.credentials)).transpose()
+pub(super) fn client(job: &Job, credentials: &Credentials) -> Result<Option<Client>> {
+    job.mlflow.as_ref().map(|section| Client::new(section, credentials)).transpose()
 }
 
 /// Registers the run that `record` says has ended, and notes in it what came of that. A run that was asked to stop is left
 /// out: it goes on later, and there is little time now.
-pub(super) fn after(client: &Client, (store, job, access): (&Store, &Job, &Access), record: &mut RunRecord) {
+pub(super) fn after(client: &Client, (store, job): (&Store, &Job), record: &mut RunRecord) {
     let Some(section) = &job.mlflow else { return };
     let stopped = record.error.as_ref().is_some_and(|e| e.kind == ErrorKind::Preempted.name());
     if stopped || record.steps.is_empty() {
@@ -30,7 +30,7 @@ pub(super) fn after(client: &Client, (store, job, access): (&Store, &Job, &Acces
     let outcome = versions(store, job, record).and_then(|versions| {
         state.repeat = versions.iter().map(|v| repeat(store, section, record, v)).collect();
         let facts = RunFacts::of_record(record);
-        let request = Request { store, section, access, facts: &facts, versions: &versions };
+        let request = Request { store, section, facts: &facts, versions: &versions };
         register(client, &request, &mut state)
     });
     match outcome {

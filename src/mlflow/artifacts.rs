@@ -1,11 +1,11 @@
 //! How a package gets to where a server lets model versions point.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::client::{Client, Fault};
 use crate::config::mlflow::Source;
 use crate::error::{Context, Error, Result};
-use crate::registry::{Version, open_local, pull};
+use crate::registry::{Version, open_local};
 use crate::storage::{Store, local_folder};
 
 /// Whether the package is copied among the run's artifacts, as opposed to named where it lies.
@@ -18,40 +18,25 @@ pub(super) fn wants_upload(source: Source, store: &Store) -> bool {
     }
 }
 
-/// The URI of a version as servers take it: Azure storage in the `wasbs://` form, the only one that every server does.
+/// The URI of a version as servers take it: Azure storage in the `wasbs://` form, the only one that every server does; the
+/// others as the store writes them.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Config`] for Azure storage whose account is not known.
 pub(super) fn source_uri(uri: &str, azure_account: Option<&str>) -> Result<String> {
     let (scheme, rest) = uri.split_once("://").unwrap_or(("", uri));
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    match scheme {
-        "s3a" => Ok(format!("s3://{rest}")),
-        "az" | "azure" | "adl" | "abfs" | "abfss" => {
-            let (container, account) = match authority.split_once('@') {
-                Some((container, host)) => (container, host.split('.').next()),
-                None => (authority, azure_account),
-            };
-            let account = account.filter(|a| !a.is_empty()).ok_or_else(|| {
-                Error::config(format!("'{uri}' does not name its storage account: set AZURE_STORAGE_ACCOUNT_NAME"))
-            })?;
-            Ok(format!("wasbs://{container}@{account}.blob.core.windows.net{path}"))
-        }
-        "https" => match azure_host(authority) {
-            Some(account) => {
-                let path = path.trim_start_matches('/');
-                let (container, path) = path.split_at(path.find('/').unwrap_or(path.len()));
-                Ok(format!("wasbs://{container}@{account}.blob.core.windows.net{path}"))
-            }
-            None => Ok(uri.to_owned()),
-        },
-        _ => Ok(uri.to_owned()),
+    if !matches!(scheme, "az" | "abfss") {
+        return Ok(uri.to_owned());
     }
-}
-
-fn azure_host(authority: &str) -> Option<&str> {
-    let (account, zone) = authority.split_once('.')?;
-    ["blob.core.windows.net", "dfs.core.windows.net"].contains(&zone).then_some(account)
+    let (container, account) = match authority.split_once('@') {
+        Some((container, host)) => (container, host.split('.').next()),
+        None => (authority, azure_account),
+    };
+    let account = account.filter(|a| !a.is_empty()).ok_or_else(|| {
+        Error::config(format!("'{uri}' does not name its storage account: set AZURE_STORAGE_ACCOUNT_NAME"))
+    })?;
+    Ok(format!("wasbs://{container}@{account}.blob.core.windows.net{path}"))
 }
 
 fn scheme(uri: &str) -> &str {
@@ -62,27 +47,15 @@ fn scheme(uri: &str) -> &str {
 pub(super) fn upload(client: &Client, store: &Store, version: &Version, root: &str) -> Result<String> {
     let root = root.trim_end_matches('/');
     let target = format!("{root}/{}", version.prefix);
-    // what is not a folder here is fetched into one first, which also checks every file
-    let fetched = match store.local_path(&version.prefix) {
-        Some(_) => None,
-        None => Some(tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?),
-    };
-    let folder: PathBuf = match &fetched {
-        None => open_local(store, version)?,
-        Some(fetched) => {
-            let folder = fetched.path().join("package");
-            pull(store, version, &folder)?;
-            folder
-        }
-    };
+    let folder = open_local(store, version)?;
     tracing::info!(version = %version.reference(), bytes = version.total_size(), to = %target, "uploading");
     match scheme(root) {
         "mlflow-artifacts" => proxied(client, version, &folder, &target)?,
         "file" | "" => {
             check_folder(root)?;
-            direct(version, &folder, root)?;
+            direct((store, version), &folder, root)?;
         }
-        _ => direct(version, &folder, root).context(|| {
+        _ => direct((store, version), &folder, root).context(|| {
             format!(
                 "the MLflow server keeps artifacts at '{root}', where they are to be written directly; start it with \
                  --serve-artifacts and --artifacts-destination, or write mlflow.source: uri"
@@ -117,8 +90,8 @@ fn proxied(client: &Client, version: &Version, folder: &Path, target: &str) -> R
 }
 
 /// Into a folder or bucket that this program can write itself.
-fn direct(version: &Version, folder: &Path, root: &str) -> Result<()> {
-    let target = Store::open(root)?;
+fn direct((store, version): (&Store, &Version), folder: &Path, root: &str) -> Result<()> {
+    let target = store.beside(root)?;
     for file in &version.files {
         target.put_file(&version.key(&file.path), &folder.join(&file.path))?;
     }
@@ -148,12 +121,9 @@ mod tests {
         let azure = "wasbs://box@acct.blob.core.windows.net/x/models/m/1";
         for (uri, wanted) in [
             ("s3://bucket/x/models/m/1", "s3://bucket/x/models/m/1"),
-            ("s3a://bucket/x", "s3://bucket/x"),
             ("gs://bucket/x", "gs://bucket/x"),
             ("az://box/x/models/m/1", azure),
             ("abfss://box@acct.dfs.core.windows.net/x/models/m/1", azure),
-            ("https://acct.blob.core.windows.net/box/x/models/m/1", azure),
-            ("https://minio.example.org/box/x", "https://minio.example.org/box/x"),
         ] {
             assert_eq!(source_uri(uri, Some("acct")).unwrap(), wanted, "{uri}");
         }

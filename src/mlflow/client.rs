@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::config::mlflow::{Credentials, Mlflow};
 use crate::error::{Error, Result};
+use crate::telemetry::secrets;
 
 /// How often a request is sent in all when its failure may pass.
 const ATTEMPTS: u32 = 5;
@@ -34,8 +35,6 @@ pub struct Client {
     http: reqwest::Client,
     runtime: tokio::runtime::Runtime,
     base: Url,
-    /// What is cut out of everything that the server says.
-    secrets: Vec<String>,
 }
 
 impl fmt::Debug for Client {
@@ -108,11 +107,16 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|e| Error::internal("cannot start a runtime for the MLflow client").with_source(e))?;
-        let mut secrets: Vec<String> = credentials.secrets().into_iter().map(str::to_owned).collect();
-        if let Credentials::Basic(user, password) = credentials {
-            secrets.push(basic(user, password));
+        // a server may repeat what it was shown
+        match credentials {
+            Credentials::None => {}
+            Credentials::Token(token) => secrets::remember(token),
+            Credentials::Basic(user, password) => {
+                secrets::remember(password);
+                secrets::remember(&basic(user, password));
+            }
         }
-        Ok(Client { http, runtime, base, secrets })
+        Ok(Client { http, runtime, base })
     }
 
     /// The server's URI, for messages.
@@ -246,7 +250,7 @@ impl Client {
         let code = document["error_code"].as_str().unwrap_or_default().to_owned();
         let text =
             document["message"].as_str().map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
-        let said = self.shown(&text);
+        let said = shown(&text);
         let number = status.as_u16();
         let off = number == 503 && text.contains("serve-artifacts");
         let transient = !off && (number == 429 || matches!(number, 500 | 502..=504));
@@ -262,20 +266,18 @@ impl Client {
         let error = if transient { Error::storage(message) } else { Error::config(message) };
         Fault { transient, code, error }
     }
+}
 
-    /// A server's text as a message may show it: one line, not too long, without a secret.
-    fn shown(&self, text: &str) -> String {
-        let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        for secret in &self.secrets {
-            line = line.replace(secret.as_str(), "***");
-        }
-        if line.is_empty() {
-            return "it says nothing".to_owned();
-        }
-        match line.char_indices().nth(MAX_SHOWN) {
-            Some((at, _)) => format!("{}...", &line[..at]),
-            None => line,
-        }
+/// A server's text as a message may show it: one line, not too long, without a secret.
+fn shown(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = secrets::redact(&line);
+    if line.is_empty() {
+        return "it says nothing".to_owned();
+    }
+    match line.char_indices().nth(MAX_SHOWN) {
+        Some((at, _)) => format!("{}...", &line[..at]),
+        None => line.into_owned(),
     }
 }
 

@@ -6,7 +6,7 @@ use super::artifacts::{source_uri, upload, wants_upload};
 use super::client::{Answer, Client, Fault};
 use super::facts::{MAX_TAG, RunFacts};
 use super::flatten::{Metric, clean, cut};
-use crate::config::mlflow::{Access, Mlflow};
+use crate::config::mlflow::Mlflow;
 use crate::error::{Context, Error, Result};
 use crate::registry::{MlflowRecord, MlflowStatus, MlflowVersion, Version};
 use crate::storage::Store;
@@ -23,8 +23,6 @@ pub struct Request<'a> {
     pub store: &'a Store,
     /// Names, alias and tags.
     pub section: &'a Mlflow,
-    /// What the environment says.
-    pub access: &'a Access,
     /// The run.
     pub facts: &'a RunFacts,
     /// The models; none for a run that made none.
@@ -146,7 +144,7 @@ fn model(
         let source = if wants_upload(section.source, request.store) {
             upload(client, request.store, version, root)?
         } else {
-            source_uri(&version.uri(request.store), request.access.azure_account.as_deref())?
+            source_uri(&version.uri(request.store), request.store.azure_account().as_deref())?
         };
         let body = json!({
             "name": name, "source": source, "run_id": run, "description": version.description,

@@ -11,7 +11,7 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
-use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::{Context, Error, Result};
 
@@ -32,16 +32,15 @@ pub(super) struct Backend {
     pub(super) folder: Option<PathBuf>,
     /// Whether what is uploaded should be read back, since nothing guards it on its way.
     pub(super) read_back: bool,
-    /// How long a lock's holder may be silent.
-    pub(super) lease: Duration,
+    /// How long a lock's holder may be silent; `None` where locks end with their process.
+    pub(super) lease: Option<Duration>,
 }
 
-/// A client for the place that `uri` names.
+/// A client for a place.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Config`] for a malformed URI, for options that the store does not have, and for missing credentials.
-pub(super) fn connect(uri: &str, settings: &StoreSettings) -> Result<Backend> {
-    let location = Location::parse(uri)?;
+/// [`crate::ErrorKind::Config`] for options that the store does not have, and for missing credentials.
+pub(super) fn connect(location: Location, settings: &StoreSettings) -> Result<Backend> {
     let shown = location.canonical();
     connect_to(location, settings).context(|| format!("'{shown}'"))
 }
@@ -54,7 +53,7 @@ fn connect_to(location: Location, settings: &StoreSettings) -> Result<Backend> {
         path,
         folder: None,
         read_back,
-        lease,
+        lease: Some(lease),
     };
     let root_of = |location: &Location| root(location).canonical();
     match location {
@@ -67,11 +66,13 @@ fn connect_to(location: Location, settings: &StoreSettings) -> Result<Backend> {
                 .with_fsync(true)
                 .with_automatic_cleanup(true);
             let root_uri = uri::of_path(&root);
-            Ok(Backend { folder: Some(root), ..cloud(Arc::new(client), root_uri, String::new(), false) })
+            let local = cloud(Arc::new(client), root_uri, String::new(), false);
+            Ok(Backend { folder: Some(root), lease: None, ..local })
         }
         Location::Memory => {
             settings.check(None)?;
-            Ok(cloud(Arc::new(InMemory::new()), "memory://".to_owned(), String::new(), false))
+            let memory = cloud(Arc::new(InMemory::new()), location.canonical(), String::new(), false);
+            Ok(Backend { lease: None, ..memory })
         }
         Location::S3 { ref bucket, ref path } => {
             let read_back = prepare(settings, Cloud::S3)?;
@@ -113,12 +114,9 @@ fn connect_to(location: Location, settings: &StoreSettings) -> Result<Backend> {
             Ok(cloud(Arc::new(built), root_of(&location), path.clone(), read_back && plain))
         }
         Location::Http(url) => {
-            prepare(settings, Cloud::Http)?;
+            tls::provide();
+            let options = client().with_allow_http(true);
             // the whole URL is the client's root: a query stays as it is
-            let mut options = client().with_allow_http(true);
-            for (key, value) in settings.pairs::<ClientConfigKey>(Cloud::Http) {
-                options = options.with_config(key, value);
-            }
             let built = HttpBuilder::new().with_url(&url).with_retry(retry(settings)?).with_client_options(options);
             let shown = Location::Http(url).canonical();
             Ok(cloud(Arc::new(built.build().map_err(unusable)?), shown, String::new(), false))
@@ -144,7 +142,6 @@ fn no_credentials(cloud: Cloud) -> String {
             "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID and AZURE_TENANT_ID"
         }
         Cloud::Gcs => "GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT_KEY",
-        Cloud::Http => "none",
     };
     format!(
         "no credentials are set: set {variables}; or MEDTUNE_STORE_CREDENTIALS=instance to use the identity of this machine"
@@ -205,6 +202,10 @@ mod tests {
 
     fn settings(pairs: &[(&str, &str)]) -> StoreSettings {
         StoreSettings::from_environment(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    fn connect(uri: &str, settings: &StoreSettings) -> Result<Backend> {
+        super::connect(Location::parse(uri)?, settings)
     }
 
     const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "abcdefgh"), ("AWS_SECRET_ACCESS_KEY", "planted-secret-0")];

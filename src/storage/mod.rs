@@ -60,6 +60,7 @@ pub(crate) use raw::is_leftover;
 pub use settings::StoreSettings;
 pub use source::{Source, is_remote};
 pub(crate) use transfer::{PartialPath, rename};
+use uri::Location;
 
 /// How often [`Store::create_exact`] tries before it gives up.
 const CREATE_ATTEMPTS: u32 = 8;
@@ -127,15 +128,13 @@ impl Store {
     /// [`ErrorKind::Config`] for a URI that is malformed or no store, for unknown options and missing credentials;
     /// [`ErrorKind::Storage`] or [`ErrorKind::NoSpace`] if the folder cannot be created or opened.
     pub fn open_with(uri: &str, settings: &StoreSettings) -> Result<Store> {
-        if let uri::Location::Http(_) = uri::Location::parse(uri)? {
-            return Err(Error::config(format!(
-                "'{}' can be an input but no store: a web server takes no files",
-                uri::Location::parse(uri)?.canonical()
-            )));
+        let location = Location::parse(uri)?;
+        if let Location::Http(_) = location {
+            let shown = location.canonical();
+            return Err(Error::config(format!("'{shown}' can be an input but no store: a web server takes no files")));
         }
-        let backend = backend::connect(uri, settings)?;
+        let backend = backend::connect(location, settings)?;
         backend::check_store_path(&backend).context(|| format!("'{}'", backend.root_uri))?;
-        let lease = (backend.folder.is_none() && backend.root_uri != "memory://").then_some(backend.lease);
         let (uri, client) = if backend.path.is_empty() {
             (backend.root_uri, backend.client)
         } else {
@@ -148,7 +147,7 @@ impl Store {
             backend: client,
             root: backend.folder,
             read_back: backend.read_back,
-            lease,
+            lease: backend.lease,
             settings: settings.clone(),
             held: lock::HeldLocks::default(),
         };
@@ -165,7 +164,7 @@ impl Store {
                 "there is no store at '{place}': check --store, MEDTUNE_STORE or the job's store:"
             ))
         };
-        if let uri::Location::Folder(folder) = uri::Location::parse(uri)?
+        if let Location::Folder(folder) = Location::parse(uri)?
             && !folder.is_dir()
         {
             return Err(missing(folder.display().to_string()));
@@ -190,12 +189,27 @@ impl Store {
     /// # Errors
     /// As [`Source::open`].
     pub fn source(&self, uri: &str) -> Result<Source> {
+        Source::open(uri, &self.settings_for(uri))
+    }
+
+    /// Another store at a URI, reached with the settings of this one where it is of the same kind.
+    ///
+    /// # Errors
+    /// As [`Store::open_with`].
+    pub fn beside(&self, uri: &str) -> Result<Store> {
+        Store::open_with(uri, &self.settings_for(uri))
+    }
+
+    fn settings_for(&self, uri: &str) -> StoreSettings {
         let scheme = |uri: &str| uri.split("://").next().unwrap_or_default().to_ascii_lowercase();
         let settings = &self.inner.settings;
-        if scheme(uri) == scheme(self.uri()) {
-            return Source::open(uri, settings);
-        }
-        Source::open(uri, &settings.without_options())
+        if scheme(uri) == scheme(self.uri()) { settings.clone() } else { settings.without_options() }
+    }
+
+    /// The storage account that `az://` URIs mean, where it is known.
+    #[must_use]
+    pub fn azure_account(&self) -> Option<String> {
+        self.inner.settings.azure_account()
     }
 
     /// Whether there is no object at all.

@@ -57,6 +57,9 @@ const AZURE: [&str; 11] = [
 ];
 const GCS: [&str; 4] = ["application_credentials", "base_url", "service_account", "skip_signature"];
 
+/// Shorter values, such as the `test` of a server for trials, occur in other words by chance: they are not hidden.
+const SHORTEST: usize = 8;
+
 /// How stores are reached: variables such as `AWS_REGION` and `AZURE_STORAGE_ACCOUNT_KEY`, and options of the job file, which
 /// come first. Secrets come from the environment only.
 #[derive(Clone, Default)]
@@ -78,7 +81,6 @@ pub(super) enum Cloud {
     S3,
     Azure,
     Gcs,
-    Http,
 }
 
 impl Cloud {
@@ -87,7 +89,6 @@ impl Cloud {
             Cloud::S3 => "AWS_",
             Cloud::Azure => "AZURE_",
             Cloud::Gcs => "GOOGLE_",
-            Cloud::Http => "HTTP_STORE_",
         }
     }
 
@@ -96,7 +97,6 @@ impl Cloud {
             Cloud::S3 => &S3,
             Cloud::Azure => &AZURE,
             Cloud::Gcs => &GCS,
-            Cloud::Http => &[],
         }
     }
 }
@@ -113,7 +113,7 @@ impl StoreSettings {
             .collect();
         // the id of an access key is no secret: it is part of every signature
         let hidden = |name: &str| is_secret(name) && !name.ends_with("ACCESS_KEY_ID");
-        for (_, value) in kept.iter().filter(|(name, _)| hidden(name)) {
+        for (_, value) in kept.iter().filter(|(name, value)| hidden(name) && value.len() >= SHORTEST) {
             secrets::remember(value);
             // of a shared access signature, the signature is the secret
             for part in value.trim_start_matches('?').split('&').filter_map(|p| p.strip_prefix("sig=")) {
@@ -180,6 +180,12 @@ impl StoreSettings {
         let of_options = self.options.iter().filter(|(name, _)| !own(name));
         let of_options = of_options.filter_map(|(name, value)| Some((K::from_str(name).ok()?, value.clone())));
         of_environment.chain(of_options).collect()
+    }
+
+    /// The storage account of `az://` stores, whose URIs do not name it.
+    pub(super) fn azure_account(&self) -> Option<String> {
+        let pairs = self.pairs::<AzureConfigKey>(Cloud::Azure);
+        pairs.into_iter().rev().find(|(key, _)| *key == AzureConfigKey::AccountName).map(|(_, value)| value)
     }
 
     /// Whether any of these keys is set.
@@ -277,7 +283,6 @@ pub(super) fn has_credentials(settings: &StoreSettings, cloud: Cloud) -> bool {
             cloud,
             &[G::ServiceAccount, G::ServiceAccountKey, G::ApplicationCredentials, G::BearerToken, G::SkipSignature],
         ),
-        Cloud::Http => true,
     }
 }
 
@@ -332,6 +337,25 @@ mod tests {
         assert!(!has_credentials(&settings(&[("AZURE_STORAGE_ACCOUNT_NAME", "a")]), Cloud::Azure));
         assert!(has_credentials(&settings(&[("AZURE_FEDERATED_TOKEN_FILE", "/f")]), Cloud::Azure));
         assert!(has_credentials(&settings(&[("GOOGLE_APPLICATION_CREDENTIALS", "/f")]), Cloud::Gcs));
+    }
+
+    #[test]
+    fn secrets_of_the_environment_are_hidden_and_common_words_are_not() {
+        let signed = "?sv=2024&sig=planted%2Bsig%3D";
+        settings(&[
+            ("AWS_SECRET_ACCESS_KEY", "a-planted-secret"),
+            ("AZURE_STORAGE_SAS_TOKEN", signed),
+            ("AWS_ACCESS_KEY_ID", "a-key-s-name"),
+            ("AWS_SESSION_TOKEN", "testing"),
+        ]);
+        for (text, shown) in [
+            ("a-planted-secret.", "***."),
+            ("sig=planted%2Bsig%3D", "sig=***"),
+            ("a-key-s-name", "a-key-s-name"),
+            ("testing", "testing"),
+        ] {
+            assert_eq!(secrets::redact(text), shown);
+        }
     }
 
     #[test]

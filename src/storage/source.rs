@@ -61,7 +61,7 @@ impl Source {
             return Err(Error::config(format!("'{shown}' is not elsewhere")));
         }
         let web = matches!(location, Location::Http(_));
-        Ok(Source { backend: backend::connect(uri, settings)?, uri: shown, web })
+        Ok(Source { backend: backend::connect(location, settings)?, uri: shown, web })
     }
 
     /// The URI in one spelling, without secrets.
@@ -70,15 +70,20 @@ impl Source {
         &self.uri
     }
 
+    /// The last part of the URI.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.uri.rsplit('/').next().unwrap_or_default()
+    }
+
     /// The file, on this machine, with what it is; files of the names `beside` it are taken along where there are any.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Config`] if it is a folder, those of reaching the store, and
     /// those of the cache.
     pub fn file(&self, cache: &Cache, beside: &[String]) -> Result<(PathBuf, FileDigest)> {
-        let name = self.uri.rsplit('/').next().unwrap_or_default().to_owned();
         let digest = self.fetch(cache, &self.backend.path, None)?;
-        let mut files = vec![(checked(&name)?, self.backend.path.clone(), digest.clone())];
+        let mut files = vec![(checked(self.name())?, self.backend.path.clone(), digest.clone())];
         let folder = self.backend.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         for other in beside.iter().filter(|_| !self.web) {
             let path = if folder.is_empty() { other.clone() } else { format!("{folder}/{other}") };
@@ -88,7 +93,7 @@ impl Source {
                 Err(error) => return Err(error),
             }
         }
-        Ok((self.folder_of(cache, &files)?.join(name), digest))
+        Ok((self.folder_of(cache, &files)?.join(self.name()), digest))
     }
 
     /// Whether there is an object of exactly this name.

@@ -5,8 +5,8 @@
 //!   and found to be what was written. It names each file with size and SHA-256.
 //! - **What is restored is verified**: a checkpoint of which any byte differs is passed over, with a warning, for the one before.
 //! - Nothing here is shared or published: the folder `checkpoints/KEY/` belongs to one step of one job, and is removed
-//!   when that step has succeeded. Two runs of one job at the same time may spoil each other's checkpoints, which are then
-//!   passed over; the results of both stay right.
+//!   when that step has succeeded. One run at a time works on a step ([`crate::registry::step_lock`]); one that has lost its
+//!   lock may spoil a checkpoint of the other, which is then passed over.
 //! - Writing does not hold up the training: files are written aside first, and go to the store from a thread.
 //!
 //! The best weights so far lie beside the checkpoints that name them (`best-STEP.safetensors`), once each.

@@ -3,6 +3,7 @@
 use super::versions::{VersionsVerb, find, registered};
 use crate::cli::output;
 use crate::cli::place::Place;
+use crate::data::tsv::companions;
 use crate::error::{Error, Result};
 use crate::registry::{
     AssetKind, Lineage, NewVersion, Version, check_name, folder_files, now, publish, verify_version,
@@ -80,13 +81,10 @@ fn register(store: &Store, data: NewData<'_>) -> Result<Version> {
     let files = if metadata.is_dir() {
         folder_files(path)?
     } else {
-        let named = |p: &Path| (p.file_name().unwrap_or_default().to_string_lossy().into_owned(), p.to_owned());
-        let index = crate::data::tsv::index_path(path);
-        let mut files = vec![named(path)];
-        if path.extension().is_some_and(|e| e == "tsv") && index.is_file() {
-            files.push(named(&index));
-        }
-        files
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let beside = companions(&name).into_iter().map(|name| (name.clone(), path.with_file_name(name)));
+        let beside: Vec<_> = beside.filter(|(_, path)| path.is_file()).collect();
+        std::iter::once((name, path.to_owned())).chain(beside).collect()
     };
     // two that publish different content at once must never take up one another's number
     let content: Vec<(String, String)> =

@@ -12,3 +12,4 @@ pub(super) use model::ModelVerb;
 pub(super) use runs::RunsVerb;
 #[cfg(feature = "torch")]
 pub(super) use runs::print;
+pub(super) use versions::find;

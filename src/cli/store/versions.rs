@@ -106,7 +106,7 @@ fn named(kind: AssetKind, text: &str) -> Result<Reference> {
     Ok(reference)
 }
 
-pub(super) fn find(store: &Store, kind: AssetKind, text: &str) -> Result<Version> {
+pub(in crate::cli) fn find(store: &Store, kind: AssetKind, text: &str) -> Result<Version> {
     get(store, &named(kind, text)?)
 }
 
