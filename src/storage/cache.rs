@@ -9,7 +9,8 @@
 //! ```text
 //! blobs/SHA256        a content
 //! folders/ID/...      a version or an input: hard links to contents
-//! locks/ID            held shared by the users of a folder, and by whoever makes it; its time is that of the last use
+//! locks/ID            held shared by the users of a folder until they end, alone by whoever removes it; its time is that of the last use
+//! locks/ID.making     held by whoever makes a folder: makers wait for each other, and must not wait for users
 //! partial/SHA256      what is being fetched
 //! seen/HASH.json      what a place held when it was fetched: see source.rs
 //! ```
@@ -87,28 +88,25 @@ impl Cache {
     ) -> Result<PathBuf> {
         check_key(id)?;
         let folder = self.root.join("folders").join(id);
-        loop {
-            if in_use(&folder) {
-                return Ok(folder);
-            }
-            self.make()?;
-            let lock_path = self.root.join("locks").join(id);
-            let lock = open_lock(&lock_path)?;
-            lock.lock_shared().map_err(|e| Error::io("lock", &lock_path, e))?;
-            if folder.is_dir() {
-                drop(lock.set_modified(SystemTime::now()));
-                IN_USE.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone(), lock);
-                return Ok(folder);
-            }
-            drop(lock);
-            let lock = open_lock(&lock_path)?;
-            lock.lock().map_err(|e| Error::io("lock", &lock_path, e))?;
+        if in_use(&folder) {
+            return Ok(folder);
+        }
+        self.make()?;
+        let lock_path = self.root.join("locks").join(id);
+        let lock = open_lock(&lock_path)?;
+        // nobody removes the folder from here on
+        lock.lock_shared().map_err(|e| Error::io("lock", &lock_path, e))?;
+        if !folder.is_dir() {
+            let making_path = self.root.join("locks").join(format!("{id}.making"));
+            let making = open_lock(&making_path)?;
+            making.lock().map_err(|e| Error::io("lock", &making_path, e))?;
             if !folder.is_dir() {
                 self.fill(&folder, files, &mut fetch)?;
             }
-            drop(lock.set_modified(SystemTime::now()));
-            // a shared lock is taken, and the folder looked for, in the next round
         }
+        drop(lock.set_modified(SystemTime::now()));
+        IN_USE.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone(), lock);
+        Ok(folder)
     }
 
     fn make(&self) -> Result<()> {
@@ -405,6 +403,25 @@ mod tests {
             }
         });
         assert_eq!(fetched.load(std::sync::atomic::Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn who_makes_a_folder_does_not_wait_for_its_users() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::new(root.path().to_owned(), 1000);
+        cache.make().unwrap();
+        // as another process does that got the folder a moment earlier, and will use it for hours
+        let user = open_lock(&root.path().join("locks/f")).unwrap();
+        user.lock_shared().unwrap();
+        let (done, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let folder = cache.folder("f", &[file("a", "content")], |_, to, _| {
+                fs::write(to, "content").map_err(|e| Error::io("write", to, e))
+            });
+            done.send(folder)
+        });
+        let folder = wait.recv_timeout(Duration::from_secs(20)).expect("a folder within 20 s").unwrap();
+        assert!(folder.join("a").is_file());
     }
 
     #[test]
