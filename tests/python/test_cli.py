@@ -20,7 +20,7 @@ VERBS = [
     ["schema"],
     ["predict"],
     *(["model", verb] for verb in ("init", "import", "list", "show", "pull", "verify", "register")),
-    *(["data", verb] for verb in ("register", "list", "show", "verify")),
+    *(["data", verb] for verb in ("register", "list", "show", "pull", "verify")),
     *([kind, verb] for kind in ("model", "data") for verb in ("diff", "alias", "unalias", "remove")),
     *(["runs", verb] for verb in ("list", "show")),
     ["gc"],

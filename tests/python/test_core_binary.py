@@ -30,5 +30,7 @@ def test_works_with_stores(core_binary, s3, tmp_path):
     place.good("model", "pull", "some@1", tmp_path / "pulled")
     assert contents(tmp_path / "pulled") == contents(tmp_path / "source")
     place.good("data", "verify", "some@1")
+    place.good("data", "pull", "some", tmp_path / "data")
+    assert contents(tmp_path / "data") == contents(tmp_path / "source")
     place.good("gc", "--older-than", "0s")
     assert [entry["name"] for entry in place.good("model", "list", "--json")] == ["some"]

@@ -65,6 +65,25 @@ def test_faults_happen_and_creating_still_has_at_most_one_winner(s3):
     assert any(s3.read(f"faulty/{turn}") for turn in range(20))
 
 
+def test_ranges(s3):
+    client, body = s3.client(retries=ONCE), bytes(range(256)) * 100
+    tag = client.put_object(Bucket=s3.bucket, Key="ranges/a b.bin", Body=body)["ETag"]
+
+    def get(span, **condition):
+        return client.get_object(Bucket=s3.bucket, Key="ranges/a b.bin", Range=f"bytes={span}", **condition)
+
+    for span, begin, end in [("0-0", 0, 1), ("100-999", 100, 1000), ("25500-99999", 25500, 25600), ("-7", 25593, 25600), ("9-", 9, 25600)]:
+        answer = get(span, IfMatch=tag)
+        assert answer["Body"].read() == body[begin:end]
+        assert (answer["ContentRange"], answer["ETag"]) == (f"bytes {begin}-{end - 1}/25600", tag)
+    for span, condition, status in [("0-9", {"IfMatch": '"other"'}, 412), ("25600-25700", {}, 416)]:
+        with pytest.raises(ClientError) as refused:
+            get(span, **condition)
+        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+    with pytest.raises(ClientError):
+        client.get_object(Bucket=s3.bucket, Key="ranges/none", Range="bytes=0-9")
+
+
 def test_a_period_and_latency(s3):
     with faulty(s3, "--busy", 3, "--latency", 0.05) as proxied:
         client = proxied.client(retries=ONCE)

@@ -9,7 +9,7 @@ use crate::cli::register::{self, RegisterArguments};
 use crate::config::Environment;
 use crate::error::Result;
 use crate::package;
-use crate::registry::{AssetKind, open_local, pull, verify_version};
+use crate::registry::{AssetKind, open_local, verify_version};
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
 
@@ -47,13 +47,6 @@ pub(in crate::cli) enum ModelVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Copy a version into a folder, whole and verified or not at all.
-    Pull {
-        /// NAME, NAME@VERSION, NAME@ALIAS or NAME@latest.
-        reference: String,
-        /// The new folder.
-        folder: PathBuf,
-    },
     /// Hash every file of a version or package folder again.
     Verify {
         /// NAME@VERSION, or a folder.
@@ -86,12 +79,6 @@ impl ModelVerb {
             }
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(crate::cli::needs_torch()),
-            ModelVerb::Pull { reference, folder } => {
-                let store = store.open_existing()?;
-                let version = find(&store, AssetKind::Model, &reference)?;
-                pull(&store, &version, &folder)?;
-                output::line(&format!("pulled {} to {}", version.reference(), folder.display()))
-            }
             ModelVerb::Verify { target } => verify(store, &target),
             ModelVerb::Register(arguments) => register::run(arguments, store, environment),
             ModelVerb::Versions(verb) => verb.run(AssetKind::Model, store),

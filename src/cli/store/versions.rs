@@ -5,12 +5,13 @@ use crate::cli::place::Place;
 use crate::error::{Error, Result};
 use crate::registry::{
     AssetKind, FieldDiff, Reference, Removal, Version, VersionDiff, aliases, diff, get, list_names, list_removed,
-    list_versions, remove_alias, remove_version, set_alias,
+    list_versions, pull, remove_alias, remove_version, set_alias,
 };
 use crate::storage::Store;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum VersionsVerb {
@@ -40,6 +41,13 @@ pub(in crate::cli) enum VersionsVerb {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Copy a version into a folder, whole and verified or not at all.
+    Pull {
+        /// NAME, NAME@VERSION, NAME@ALIAS or NAME@latest.
+        reference: String,
+        /// The new folder.
+        folder: PathBuf,
     },
     /// Let an alias name a version, such as NAME@7 champion; it moves if it names another.
     Alias {
@@ -75,6 +83,11 @@ impl VersionsVerb {
                 let (from, to) = (find(&store, kind, &from)?, find(&store, kind, &to)?);
                 let found = diff(&from, &to);
                 if json { output::json(&found) } else { output::line(&differences(&found, &from, &to)) }
+            }
+            VersionsVerb::Pull { reference, folder } => {
+                let version = find(&store, kind, &reference)?;
+                pull(&store, &version, &folder)?;
+                output::line(&format!("pulled {} to {}", version.reference(), folder.display()))
             }
             VersionsVerb::Alias { reference, alias } => {
                 let (version, before) = set_alias(&store, &named(kind, &reference)?, &alias)?;
