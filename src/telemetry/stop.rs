@@ -83,13 +83,15 @@ impl Drop for StopSignal {
 pub fn keep_from_other_threads() -> Result<()> {
     let failed = "cannot give signals a thread of their own";
     // started first, since it inherits what is not blocked yet
-    let idle = std::thread::Builder::new().name("signals".to_owned()).spawn(|| {
+    let set: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let idle = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        // whoever started this program may have blocked them, and a mask is inherited
+        let _ = set.thread_unblock();
         loop {
             std::thread::park();
         }
     });
     idle.map_err(|e| Error::internal(failed).with_source(e))?;
-    let set: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     set.thread_block().map_err(|e| Error::internal(failed).with_source(e))
 }
 
