@@ -168,7 +168,7 @@ fn cpu_seconds() -> f64 {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let compute = Compute { device: arguments.device.clone(), threads: arguments.threads };
+    let compute = Compute { device: arguments.device.clone(), threads: arguments.threads, ..Compute::default() };
     let device = device::select(&compute)?;
     let mut config = sizes(arguments.divide)?;
     if let Some(folder) = &arguments.export {

@@ -32,11 +32,13 @@ pub enum ErrorKind {
     Engine,
     /// The process was asked to stop, and has saved what it had.
     Preempted,
+    /// Another process of the same job is gone, cut off, or computes something else.
+    Peer,
 }
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [ErrorKind; 11] = [
+    pub const ALL: [ErrorKind; 12] = [
         ErrorKind::Internal,
         ErrorKind::Usage,
         ErrorKind::Config,
@@ -48,6 +50,7 @@ impl ErrorKind {
         ErrorKind::NoSpace,
         ErrorKind::Engine,
         ErrorKind::Preempted,
+        ErrorKind::Peer,
     ];
 
     /// The process's exit code: 10 to 19 are permanent (the same job fails again), 20 to 29 may pass on a retry.
@@ -65,6 +68,7 @@ impl ErrorKind {
             ErrorKind::NoSpace => 21,
             ErrorKind::Engine => 22,
             ErrorKind::Preempted => 23,
+            ErrorKind::Peer => 24,
         }
     }
 
@@ -89,6 +93,7 @@ impl ErrorKind {
             ErrorKind::NoSpace => "no-space",
             ErrorKind::Engine => "engine",
             ErrorKind::Preempted => "preempted",
+            ErrorKind::Peer => "peer",
         }
     }
 }

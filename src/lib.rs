@@ -14,13 +14,14 @@
 //! | [`data`] | image and text TSVs, class folders, labels, splits, embedding files |
 //! | [`evaluation`] | metrics, thresholds, kNN, reports |
 //! | [`package`] | MLflow model folders: files and metadata, no tensors |
+//! | `distributed` | several processes that compute one job |
 //! | `model` | DaViT, text transformer, UniCL, adapter, weights |
 //! | `infer` | batched encoding of images and texts |
 //! | `train` | loss, optimizer, schedule, the loop |
 //! | `jobs` | one file a job kind; pipelines compose them |
 //! | [`cli`] | the command line, over all of them |
 //!
-//! `model`, `infer`, `train` and `jobs` need libtorch (feature `torch`); everything else builds without it.
+//! `distributed`, `model`, `infer`, `train` and `jobs` need libtorch (feature `torch`); everything else builds without it.
 
 pub mod cli;
 pub mod config;
@@ -34,6 +35,8 @@ pub mod registry;
 pub mod storage;
 pub mod telemetry;
 
+#[cfg(feature = "torch")]
+pub mod distributed;
 #[cfg(feature = "torch")]
 pub mod infer;
 #[cfg(feature = "torch")]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The order of the map in src/lib.rs; what follows `evaluation` and `package` needs libtorch, but for the command line.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "error",
     "telemetry",
     "config",
@@ -15,6 +15,7 @@ const ORDER: [&str; 15] = [
     "data",
     "evaluation",
     "package",
+    "distributed",
     "model",
     "infer",
     "train",

@@ -1,9 +1,11 @@
 //! The libtorch calls that `tch` does not expose, each a safe function over `cpp/`.
 
 mod checkpoint;
+mod group;
 mod ops;
 
 pub use checkpoint::checkpoint;
+pub use group::{Meeting, ProcessGroup, Reducer};
 pub use ops::{channel_attention, gelu_linear, has_kernels, linear, residual_depthwise, window_attention};
 
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};

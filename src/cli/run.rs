@@ -5,12 +5,14 @@ use super::{PredictArguments, RunArguments, output, store};
 use crate::config::Environment;
 use crate::config::job::Compute;
 use crate::config::mlflow::Credentials;
+use crate::distributed::{self, Ended, Membership, World};
 use crate::error::{Error, Result};
 use crate::jobs::predict::{self, Prediction};
 use crate::jobs::{self, RunOptions};
 use crate::package::read_package;
 use crate::registry::{AssetKind, Reference, get, open_local, series_folders};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The variables that decide how idle threads of libtorch's OpenMP wait; its libraries read them when they are loaded.
 const WAIT_POLICY: [&str; 2] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"];
@@ -30,7 +32,7 @@ pub(super) fn let_idle_threads_sleep(environment: &Environment) {
 }
 
 pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environment) -> Result<()> {
-    let job = place.load_job(&arguments.job, &arguments.set, environment)?;
+    let mut job = place.load_job(&arguments.job, &arguments.set, environment)?;
     let store = place.open_for(&job, arguments.dry_run)?;
     if arguments.dry_run {
         let plans = jobs::plan(&store, &job)?;
@@ -56,12 +58,39 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
     // half-set credentials matter to those jobs only that show them to a server
     let credentials = job.mlflow.as_ref().map(|_| Credentials::from_environment(environment)).transpose()?;
     let credentials = credentials.unwrap_or_default();
-    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials };
-    let (record, outcome) = jobs::run(&store, &job, &options);
+    let timeout = Duration::from_secs(job.compute.peer_timeout_seconds);
+    let membership = Membership::from_environment(environment, timeout)?;
+    if membership.is_none() && job.compute.processes > 1 {
+        return launch(job.compute.processes, timeout);
+    }
+    distributed::follow_parent(membership.as_ref(), environment.get(distributed::PARENT).map(String::as_str));
+    if let Some(membership) = &membership {
+        job.compute.processes = membership.size;
+        if job.compute.threads == 0 {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            job.compute.threads = (cores / membership.local_size).max(1);
+        }
+    }
+    let rank_log = environment.get(distributed::LOG).map(PathBuf::from);
+    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials, rank_log };
+    let world = membership.as_ref().map_or_else(|| Ok(World::alone()), World::join)?;
+    if !world.is_first() {
+        return jobs::follow(&store, &job, &options, &world);
+    }
+    let (record, outcome) = jobs::run(&store, &job, &options, &world);
     // a store that is away must not hide how the run ended
     let series = series_folders(&store, &record.run_id).unwrap_or_default();
     store::print(&record, series, arguments.json)?;
     outcome
+}
+
+/// Runs the job as several processes of this program on this machine.
+fn launch(processes: usize, timeout: Duration) -> Result<()> {
+    match distributed::supervise(processes, timeout)? {
+        Ended::Well => Ok(()),
+        // rank 0 has told the user already
+        Ended::Said(code) => std::process::exit(code.into()),
+    }
 }
 
 pub(super) fn predict(arguments: PredictArguments, place: &Place) -> Result<()> {

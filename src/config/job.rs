@@ -25,8 +25,13 @@ pub const JOB_VERSION: u64 = 1;
 pub struct Compute {
     /// `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// CPU threads; 0 uses all cores.
+    /// CPU threads of a process; 0 uses all cores.
     pub threads: usize,
+    /// How many processes train together on this machine; where another program has started them (torchrun, a Kubernetes Job),
+    /// it decides.
+    pub processes: usize,
+    /// Seconds that a process waits for another that shows no progress.
+    pub peer_timeout_seconds: u64,
 }
 
 impl Compute {
@@ -44,13 +49,21 @@ impl Compute {
         if self.threads > Self::MAX_THREADS {
             return Err(Error::config(format!("compute.threads: {} is more than {}", self.threads, Self::MAX_THREADS)));
         }
+        if !(1..=Self::MAX_THREADS).contains(&self.processes) {
+            let (processes, most) = (self.processes, Self::MAX_THREADS);
+            return Err(Error::config(format!("compute.processes: {processes} is not within 1 to {most}")));
+        }
+        if !(5..=86_400).contains(&self.peer_timeout_seconds) {
+            let seconds = self.peer_timeout_seconds;
+            return Err(Error::config(format!("compute.peer_timeout_seconds: {seconds} is not within 5 to 86400")));
+        }
         Ok(())
     }
 }
 
 impl Default for Compute {
     fn default() -> Self {
-        Compute { device: "auto".to_owned(), threads: 0 }
+        Compute { device: "auto".to_owned(), threads: 0, processes: 1, peer_timeout_seconds: 120 }
     }
 }
 

@@ -107,13 +107,44 @@ pub struct TrainingConfig {
     pub resume: bool,
     /// Optimizer steps between checkpoints; 0 writes one only when the run is told to stop.
     pub save_every: usize,
+    /// How many processes share every step.
+    #[serde(skip)]
+    pub processes: usize,
 }
 
 impl TrainingConfig {
-    /// Forward passes of an optimizer step.
+    /// Forward passes of each process in an optimizer step.
     #[must_use]
     pub fn micro_batches(&self) -> usize {
-        self.batch_total / self.batch_size
+        self.batch_total / (self.batch_size * self.processes)
+    }
+
+    /// The same shared by several processes, each with a part of every step; and what the reader should be told.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Config`] when a step has fewer rows than there are processes.
+    pub fn shared_by(mut self, processes: usize) -> Result<(TrainingConfig, Option<String>)> {
+        let (total, most) = (self.batch_total, self.batch_total / processes);
+        if most == 0 {
+            return Err(Error::config(format!(
+                "TRAIN.BATCH_SIZE_TOTAL: {total} rows cannot be shared by {processes} processes: give it at least one row for each"
+            )));
+        }
+        let asked = self.batch_size;
+        self.processes = processes;
+        self.batch_size = asked.min(most);
+        self.batch_total = self.batch_size * processes * (total / (self.batch_size * processes));
+        let several = if processes > 1 { format!(" in each of {processes} processes") } else { String::new() };
+        let told = if self.batch_total != total {
+            Some(format!(
+                "TRAIN.BATCH_SIZE_TOTAL {total} is not a multiple of BATCH_SIZE_PER_GPU {}{several}: a step takes {}",
+                self.batch_size, self.batch_total
+            ))
+        } else {
+            let less = self.batch_size != asked && asked != total;
+            less.then(|| format!("TRAIN.BATCH_SIZE_PER_GPU {asked}{several} is too much: it takes {most}"))
+        };
+        Ok((self, told))
     }
 }
 
@@ -374,13 +405,6 @@ impl Keys<'_> {
             ));
         }
         let batch_size = asked.min(batch_total);
-        let accumulate = batch_total / batch_size;
-        if accumulate * batch_size != batch_total {
-            warnings.push(format!(
-                "TRAIN.BATCH_SIZE_TOTAL {batch_total} is not a multiple of BATCH_SIZE_PER_GPU {batch_size}: a step takes {}",
-                accumulate * batch_size
-            ));
-        }
         let freeze_patterns = self.texts("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS")?;
         for pattern in &freeze_patterns {
             self.check_pattern("CUSTOMIZED_PARAMS_CONF.FREEZE_PATTERNS", pattern)?;
@@ -400,7 +424,8 @@ impl Keys<'_> {
         let drop_path_rate = self.get(drop_path).map(|_| self.number(drop_path, 0.0, 0.0, 0.999)).transpose()?;
         Ok(TrainingConfig {
             epochs: self.whole("MAX_NUM_EPOCHS", 15, 1)?,
-            batch_total: accumulate * batch_size,
+            batch_total,
+            processes: 1,
             batch_size,
             shuffle: self.flag("TRAIN.SHUFFLE", true)?,
             learning_rate: self.number("START_LEARNING_RATE", 5e-6, 0.0, 10.0)?,

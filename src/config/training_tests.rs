@@ -10,12 +10,37 @@ fn parsed(yaml: &str) -> Result<Parsed> {
 fn honoured_keys_arrive() {
     let yaml = "START_LEARNING_RATE: 1e-3\nTRAIN: {BATCH_SIZE_TOTAL: 50, BATCH_SIZE_PER_GPU: 16}\nWEIGHT_SMOOTHING: {decay: 0.99}\nEVALDATASET_A: {ZS_MODE: 2}\nCUSTOMIZED_PARAMS_CONF: {WEIGHT_DECAY_PATTERNS: {\"\\\\.bias$\": 0.0}}";
     let Parsed { config, warnings, .. } = parsed(yaml).unwrap();
-    assert_eq!((config.learning_rate, config.batch_total, config.batch_size), (1e-3, 48, 16));
+    assert_eq!((config.learning_rate, config.batch_total, config.batch_size), (1e-3, 50, 16));
     assert_eq!(config.smoothing, Some(Smoothing { decay: 0.99, evaluate: true }));
     assert_eq!((config.eval_zero_shot, config.eval_knn), (true, None));
     assert_eq!(config.weight_decay_patterns, vec![("\\.bias$".to_owned(), 0.0)]);
     assert!(config.resume && !config.fp16 && config.save_every == 0 && config.mixup.is_none());
-    assert!(warnings[0].contains("50") && warnings[0].contains("48"));
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn a_step_takes_whole_parts_of_all_processes() {
+    let yaml = |total: usize, size: usize| {
+        parsed(&format!("TRAIN: {{BATCH_SIZE_TOTAL: {total}, BATCH_SIZE_PER_GPU: {size}}}")).unwrap().config
+    };
+    for ((total, size), processes, expected) in [
+        ((48, 16), 1, (48, 16, 3, None)),
+        ((50, 16), 1, (48, 16, 3, Some("takes 48"))),
+        ((48, 8), 2, (48, 8, 3, None)),
+        // without a size of its own, each process takes its part
+        ((48, 48), 4, (48, 12, 1, None)),
+        ((24, 20), 2, (24, 12, 1, Some("takes 12"))),
+        ((50, 16), 3, (48, 16, 1, Some("takes 48"))),
+    ] {
+        let (config, told) = yaml(total, size).shared_by(processes).unwrap();
+        let found = (config.batch_total, config.batch_size, config.micro_batches());
+        assert_eq!(found, (expected.0, expected.1, expected.2), "{total} {size} {processes}");
+        match expected.3 {
+            None => assert_eq!(told, None),
+            Some(part) => assert!(told.clone().unwrap().contains(part), "{told:?}"),
+        }
+    }
+    assert!(yaml(4, 2).shared_by(5).unwrap_err().to_string().contains("TRAIN.BATCH_SIZE_TOTAL"));
 }
 
 #[test]

@@ -147,7 +147,8 @@ pub(super) fn of_finetune(
     let path = |name: &str| -> Result<&std::path::Path> { Ok(super::resolved(inputs, name)?.path.as_path()) };
     let base = read_package(path("mlflow_model_path")?).context(|| "input mlflow_model_path")?;
     let parsed = training_for(&base, path("conf_files")?, parameters)?;
-    let (config, mut warnings) = (parsed.config, parsed.warnings);
+    let (config, shared) = parsed.config.shared_by(compute.processes)?;
+    let mut warnings: Vec<String> = parsed.warnings.into_iter().chain(shared).collect();
     let sets = open_sets(inputs, &config)?;
     let (train, validation) = (&sets.train, &sets.validation);
     let reference = sets.reference.as_ref().unwrap_or(train).len();
@@ -276,6 +277,8 @@ fn memory(shape: &Shape<'_>, trained: &Trained) -> Memory {
     let Shape { config, sizes, half, twice, texts: (count, length) } = *shape;
     let numbers = trained.count(sizes);
     let weights = numbers.total as f64 * 4.0;
+    // several processes send gradients from buffers of their own
+    let copies = if config.processes > 1 { 2.0 } else { 1.0 };
     let trainable = numbers.trainable as f64 * 4.0;
     let matrices: i64 =
         expected(sizes).iter().filter(|(_, s, _)| s.len() > 1).map(|(_, s, _)| s.iter().product::<i64>()).sum();
@@ -292,7 +295,7 @@ fn memory(shape: &Shape<'_>, trained: &Trained) -> Memory {
     let waiting = if twice { config.micro_batches() } else { 1 };
     let images = (AHEAD + 1 + waiting) as f64 * batch * (3 * h * w) as f64 * 4.0;
     let average = if config.smoothing.is_some() { weights } else { 0.0 };
-    let parts = [weights, trainable, 2.0 * trainable, average, casts, activations, images + PROGRAM];
+    let parts = [weights, copies * trainable, 2.0 * trainable, average, casts, activations, images + PROGRAM];
     let total = parts.iter().sum::<f64>();
     let [weights, gradients, moments, average, casts, activations, other] = parts.map(|b| b as u64);
     Memory { weights, gradients, moments, average, casts, activations, other, total: total as u64 }

@@ -40,6 +40,12 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     let sets = read_sets(context, &config)?;
 
     let device = device::select(context.compute)?;
+    let world = context.world;
+    if world.size() > 1 && device.is_cuda() {
+        return Err(Error::config(
+            "several processes train on CPUs only, so far: set compute.device: cpu, or compute.processes: 1",
+        ));
+    }
     let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
     if let Some(warning) = mode.substitution(parameters.precision, config.fp16) {
         tracing::warn!("{warning}");
@@ -73,6 +79,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         prompts: &prompts,
         batch_size: config.batch_size,
         batches: Training::steps_per_epoch(&config, sets.train.len()) * config.micro_batches(),
+        share: (world.rank(), world.size()),
         shuffle: config.shuffle,
         seed: parameters.seed,
     };
@@ -100,9 +107,13 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         device,
         folder: &save_dir,
         checkpoints: Checkpoints::new(store, context.continuation, parameters.keep_checkpoints, scratch),
-        watch: Watch::new(Some(SeriesFolder::new(store, run_id, step)?)),
+        watch: Watch::new(world.is_first().then(|| SeriesFolder::new(store, run_id, step)).transpose()?),
+        world,
     };
     let outcome = training.run()?;
+    if !world.is_first() {
+        return Ok(Produced::default());
+    }
     tracing::info!(
         step = outcome.best_step,
         metric = outcome.track_metric,
@@ -120,7 +131,8 @@ fn training_config(
 ) -> Result<TrainingConfig> {
     let path = context.path("conf_files")?;
     let Parsed { config, warnings, .. } = training_for(base, path, parameters)?;
-    for warning in warnings {
+    let (config, shared) = config.shared_by(context.world.size())?;
+    for warning in warnings.into_iter().chain(shared) {
         tracing::warn!("{}: {warning}", path.display());
     }
     Ok(config)

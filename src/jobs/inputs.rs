@@ -79,6 +79,49 @@ pub(super) fn resolve(
     Ok(resolved)
 }
 
+/// What one process has resolved, for another that resolves the same by itself.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Given {
+    /// The exact version, when it is one.
+    version: Option<String>,
+    digest: String,
+}
+
+impl From<&ResolvedInput> for Given {
+    fn from(input: &ResolvedInput) -> Given {
+        Given { version: input.version.as_ref().map(Version::reference), digest: input.digest.clone() }
+    }
+}
+
+/// Resolves what another process has resolved.
+///
+/// # Errors
+/// As [`resolve`], and [`crate::ErrorKind::Data`] when something else is found here.
+pub(super) fn resolve_given(
+    store: &Store,
+    job: &Job,
+    step: &Step,
+    given: &BTreeMap<String, Given>,
+) -> Result<BTreeMap<String, ResolvedInput>> {
+    let one = |name: &str, given: &Given| {
+        let port = port_type(step.kind, name)?;
+        let input = match (&given.version, step.inputs.get(name)) {
+            (Some(version), _) => of_version(store, registry::get(store, &Reference::parse(version, None)?)?, port),
+            (None, Some(InputSource::External(text))) => external(store, job, (text, port), &mut Pins::new()),
+            _ => Err(Error::internal("it is no input of the step")),
+        }?;
+        if input.digest != given.digest {
+            let (found, expected) = (&input.digest, &given.digest);
+            return Err(Error::data(format!(
+                "'{}' is not what rank 0 has: its sha256 is {found}, not {expected}",
+                input.reference
+            )));
+        }
+        Ok(input)
+    };
+    given.iter().map(|(name, g)| Ok((name.clone(), one(name, g).context(|| format!("input {name}"))?))).collect()
+}
+
 /// Checks that the inputs of `step` that do not come from other steps are there, and reads those that are small: so a typing
 /// error in the last step's configuration is found before the first step runs.
 ///

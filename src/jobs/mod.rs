@@ -10,6 +10,7 @@ mod embed;
 mod estimate;
 mod evaluate;
 mod finetune;
+mod follow;
 mod inputs;
 mod labelled;
 pub mod models;
@@ -20,11 +21,13 @@ mod scratch;
 mod tracking;
 
 pub use estimate::{Estimate, Memory, ParameterCount, Steps, Time};
+pub use follow::follow;
 pub use inputs::ResolvedInput;
 pub use runner::{Plan, RunOptions, plan, run};
 
 use crate::config::job::Compute;
 use crate::config::parameters::Parameters;
+use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::package::{Package, read_package, verify_package};
 use crate::registry::AssetKind;
@@ -50,6 +53,8 @@ pub struct StepContext<'a> {
     pub run: (&'a str, &'a str),
     /// Names what a later run of the same step may continue: equal for the same work, new for a rerun.
     pub continuation: &'a str,
+    /// The processes that do the step together.
+    pub world: &'a World,
 }
 
 impl StepContext<'_> {

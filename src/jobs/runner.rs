@@ -8,8 +8,10 @@
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 //! - An MLflow server that is away fails no job.
+//! - Of several processes the first runs the job; the others do what it tells them, see follow.rs.
 
 use super::estimate::{self, Estimate};
+use super::follow::{self, Task, announce};
 use super::inputs::{self, Pins, ResolvedInput};
 use super::models::first_time;
 use super::scratch::Scratch;
@@ -19,6 +21,7 @@ use crate::config::job::{Job, Step, Work, dependencies, order};
 use crate::config::kinds::Kind;
 use crate::config::mlflow::Credentials;
 use crate::config::parameters::Parameters;
+use crate::distributed::World;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
 use crate::registry::{
@@ -41,6 +44,8 @@ pub struct RunOptions {
     pub work_folder: Option<PathBuf>,
     /// What servers are shown.
     pub credentials: Credentials,
+    /// The file that this process's log goes to, where it is one of several.
+    pub rank_log: Option<PathBuf>,
 }
 
 /// What a dry run says of one step.
@@ -105,7 +110,7 @@ pub fn plan(store: &Store, job: &Job) -> Result<Vec<Plan>> {
 /// # Errors
 /// The first failing step's error, with the step's name; the record says the same. With `continue_on_step_failure` the
 /// steps that do not depend on it have run.
-pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result<()>) {
+pub fn run(store: &Store, job: &Job, options: &RunOptions, world: &World) -> (RunRecord, Result<()>) {
     let run_id = new_run_id(&job.name);
     let config = serde_json::to_value(job).unwrap_or(Value::Null);
     let mut record = RunRecord::start(&run_id, &job.name, job.kind().name(), config);
@@ -116,10 +121,12 @@ pub fn run(store: &Store, job: &Job, options: &RunOptions) -> (RunRecord, Result
         Err(error) => (Err(error), None),
         Ok(client) => {
             let mut runner =
-                Runner { store, job, options, record: &mut record, made: BTreeMap::new(), pins: Pins::new() };
+                Runner { store, job, options, world, record: &mut record, made: BTreeMap::new(), pins: Pins::new() };
             (runner.all(), client)
         }
     };
+    // before what may take long: they have nothing more to do
+    let outcome = follow::dismiss(world, outcome);
     record.finish(started.elapsed(), outcome.as_ref().err());
     let saved = record.save(store);
     // last, and only with the record in the store: whatever becomes of it, nothing is lost
@@ -136,6 +143,7 @@ struct Runner<'a> {
     store: &'a Store,
     job: &'a Job,
     options: &'a RunOptions,
+    world: &'a World,
     record: &'a mut RunRecord,
     made: Made,
     pins: Pins,
@@ -175,7 +183,8 @@ impl Runner<'_> {
             if let Err(error) = self.one(name, step, &scratch) {
                 let error = if steps.len() > 1 { error.context(format!("step {name}")) } else { error };
                 tracing::error!(step = %name, "{error}");
-                let stopped = error.kind() == ErrorKind::Preempted;
+                // the other processes may be gone with a step that failed
+                let stopped = error.kind() == ErrorKind::Preempted || self.world.size() > 1;
                 first_error.get_or_insert(error);
                 keep_going &= !stopped;
             }
@@ -266,7 +275,11 @@ impl Runner<'_> {
             store: self.store,
             run: (&self.record.run_id, name),
             continuation: &continuation,
+            world: self.world,
         };
+        if matches!(step.parameters, Parameters::Finetune(_)) {
+            announce(self.world, &Task::new(self.job, &context)?)?;
+        }
         let produced = execute(&context, &step.parameters)?;
         let lineage = Lineage {
             run_id: self.record.run_id.clone(),
@@ -351,7 +364,7 @@ impl Runner<'_> {
 }
 
 /// Image work uses as many threads as the job gives libtorch.
-fn limit_threads(threads: usize) {
+pub(super) fn limit_threads(threads: usize) {
     if threads > 0 && rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_err() {
         tracing::debug!("the threads of image work were started before and keep their number");
     }

@@ -1,11 +1,15 @@
 //! Evaluation in training: zero-shot with the label texts, and kNN of validation against training images.
 
 use crate::data::{ImageTextPairs, Labels};
+use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::evaluation::{Bank, Scores, knn_scores};
 use crate::infer::{Encoder, zero_shot_logits};
+use crate::model::engine;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::ops::Range;
+use tch::Tensor;
 
 /// What is evaluated and how.
 #[derive(Debug)]
@@ -48,12 +52,12 @@ impl Accuracies {
 }
 
 impl Evaluation<'_> {
-    /// Encodes the sets as serving does and computes the accuracies.
+    /// Encodes the sets as serving does and computes the accuracies; several processes share the images.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Data`] naming the image that cannot be read; [`crate::ErrorKind::Engine`].
-    pub fn run(&self, encoder: &Encoder) -> Result<Accuracies> {
-        let images = encode(encoder, self.validation, self.batch_size)?;
+    pub fn run(&self, encoder: &Encoder, world: &World) -> Result<Accuracies> {
+        let images = encode(encoder, self.validation, self.batch_size, world)?;
         let truth: Vec<usize> = classes(self.validation)?;
         let (dim, count) = (encoder.dim(), self.labels.len());
         let zero_shot = if self.zero_shot {
@@ -65,7 +69,7 @@ impl Evaluation<'_> {
         };
         let knn = match self.knn {
             Some(k) => {
-                let reference = encode(encoder, self.reference, self.batch_size)?;
+                let reference = encode(encoder, self.reference, self.batch_size, world)?;
                 let (bank, queries) = (Bank::new(&reference, dim)?, Bank::new(&images, dim)?);
                 let scores = knn_scores(&bank, &classes(self.reference)?, &queries, count, k)?;
                 Some(accuracy(&scores, &truth))
@@ -87,23 +91,47 @@ fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
     right as f64 / truth.len().max(1) as f64
 }
 
-fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize) -> Result<Vec<f32>> {
+/// The features of all images, row-major. The batches are the same however many processes share them.
+fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize, world: &World) -> Result<Vec<f32>> {
     let mut out = Vec::with_capacity(pairs.len() * encoder.dim());
-    for start in (0..pairs.len()).step_by(batch_size) {
+    let batches: Vec<Range<usize>> =
+        (0..pairs.len()).step_by(batch_size).map(|start| start..(start + batch_size).min(pairs.len())).collect();
+    for round in batches.chunks(world.size()) {
         // an evaluation can take long; whoever asked to stop does not wait for it
-        if let Some(signal) = crate::telemetry::stop::requested() {
+        let signal = crate::telemetry::stop::requested();
+        if let Some(rank) = world.any(signal.is_some())? {
+            let signal = signal.map_or_else(|| format!("a signal to rank {rank}"), str::to_owned);
             return Err(Error::new(
                 crate::ErrorKind::Preempted,
                 format!("stopped by {signal} during an evaluation: run the same job again"),
             ));
         }
-        let rows = start..(start + batch_size).min(pairs.len());
-        let images = rows
-            .map(|row| pairs.image(row).map(|(key, bytes)| (pairs.locate(row, &key), bytes)))
-            .collect::<Result<Vec<_>>>()?;
-        out.extend(encoder.encode_images(&images)?);
+        let own = round.get(world.rank()).map_or(Ok(Vec::new()), |rows| encode_rows(encoder, pairs, rows.clone()))?;
+        if world.size() == 1 {
+            out.extend(own);
+        } else {
+            out.extend(of_all(&own, (round, batch_size, encoder.dim()), world)?);
+        }
     }
     Ok(out)
+}
+
+fn encode_rows(encoder: &Encoder, pairs: &ImageTextPairs, rows: Range<usize>) -> Result<Vec<f32>> {
+    let images = rows
+        .map(|row| pairs.image(row).map(|(key, bytes)| (pairs.locate(row, &key), bytes)))
+        .collect::<Result<Vec<_>>>()?;
+    encoder.encode_images(&images)
+}
+
+/// The features that the processes have computed in a round, in the order of the rows.
+fn of_all(own: &[f32], (round, batch, dim): (&[Range<usize>], usize, usize), world: &World) -> Result<Vec<f32>> {
+    // all send the same length, whatever the last batch has
+    let mut padded = own.to_vec();
+    padded.resize(batch * dim, 0.0);
+    let all = world.gather(&Tensor::from_slice(&padded))?;
+    let all = all.f_view([-1]).and_then(Vec::<f32>::try_from).map_err(engine)?;
+    let parts = round.iter().enumerate();
+    Ok(parts.flat_map(|(rank, rows)| all[rank * batch * dim..][..rows.len() * dim].to_vec()).collect())
 }
 
 /// Positions of the distinct texts, and for each row the position of its text: the text tower runs once a text.

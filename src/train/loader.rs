@@ -23,6 +23,15 @@ pub struct Batch {
     pub pixels: Vec<f32>,
     /// The text of each image.
     pub texts: Vec<String>,
+    /// What all processes compute at the same time, by rank, this batch among it.
+    pub round: Vec<Part>,
+}
+
+/// Which rows a process has, and how they are mixed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Row numbers in the training set.
+    pub rows: Vec<usize>,
     /// The share of its own image and label in each row, when the batch is mixed: row i holds this much of its own and the
     /// rest of row B - 1 - i.
     pub mix: Option<f64>,
@@ -43,8 +52,10 @@ pub struct Loader<'a> {
     pub prompts: &'a [String],
     /// Rows a micro-batch.
     pub batch_size: usize,
-    /// Micro-batches an epoch.
+    /// Micro-batches an epoch and process.
     pub batches: usize,
+    /// This process's number and how many there are: they take the micro-batches of an epoch in turn.
+    pub share: (usize, usize),
     /// Whether each epoch has an order of its own.
     pub shuffle: bool,
     /// Seed of order, augmentation and prompts.
@@ -69,8 +80,10 @@ impl Loader<'_> {
         let mut first = skip % self.batches.max(1);
         for epoch in skip / self.batches.max(1)..epochs {
             let order = self.order(epoch);
-            for rows in order.chunks_exact(self.batch_size).take(self.batches).skip(first) {
-                let batch = self.load(epoch, rows);
+            let (rank, processes) = self.share;
+            let batches: Vec<&[usize]> = order.chunks_exact(self.batch_size).collect();
+            for round in batches.chunks_exact(processes).take(self.batches).skip(first) {
+                let batch = self.load(epoch, round, rank);
                 let failed = batch.is_err();
                 if sender.send(batch).is_err() || failed {
                     return;
@@ -80,7 +93,8 @@ impl Loader<'_> {
         }
     }
 
-    fn load(&self, epoch: usize, rows: &[usize]) -> Result<Batch> {
+    fn load(&self, epoch: usize, round: &[&[usize]], rank: usize) -> Result<Batch> {
+        let rows = round[rank];
         let length = self.pixels.tensor_len();
         let mut pixels = vec![0f32; rows.len() * length];
         let texts = pixels
@@ -92,7 +106,9 @@ impl Loader<'_> {
         if let Some(mix) = mix {
             mix.apply(&mut pixels, [self.pixels.height(), self.pixels.width()])?;
         }
-        Ok(Batch { epoch, rows: rows.to_vec(), pixels, texts, mix: mix.map(|mix| mix.lambda) })
+        // drawn by the same keys as where they are computed
+        let part = |rows: &&[usize]| Part { rows: rows.to_vec(), mix: self.mix(epoch, rows).map(|mix| mix.lambda) };
+        Ok(Batch { epoch, rows: rows.to_vec(), pixels, texts, round: round.iter().map(part).collect() })
     }
 
     fn mix(&self, epoch: usize, rows: &[usize]) -> Option<Mix> {
@@ -171,6 +187,7 @@ mod tests {
             prompts: &set.prompts,
             batch_size: 4,
             batches: 1,
+            share: (0, 1),
             shuffle: false,
             seed: 3,
         }
@@ -182,9 +199,9 @@ mod tests {
         let loader = loader(&set, None);
         let mut seen = vec![std::collections::BTreeSet::new(); 4];
         for epoch in 0..60 {
-            let batch = loader.load(epoch, &[0, 1, 2, 3]).unwrap();
+            let batch = loader.load(epoch, &[&[0, 1, 2, 3]], 0).unwrap();
             // rows give the same whatever batch and place they are loaded in
-            let again = loader.load(epoch, &[3, 1]).unwrap();
+            let again = loader.load(epoch, &[&[0, 2], &[3, 1]], 1).unwrap();
             assert_eq!((&again.texts[0], &again.texts[1]), (&batch.texts[3], &batch.texts[1]));
             assert_eq!(again.pixels[..192], batch.pixels[3 * 192..]);
             for (text, seen) in batch.texts.into_iter().zip(&mut seen) {
@@ -194,6 +211,28 @@ mod tests {
         let texts = |row: usize| seen[row].iter().map(String::as_str).collect::<Vec<_>>();
         assert_eq!((texts(0), texts(1)), (vec!["a spot.", "shows a spot"], vec!["one", "two"]));
         assert_eq!(texts(3), ["which, shows x", "which, shows y", "which, x.", "which, y."]);
+    }
+
+    #[test]
+    fn processes_share_an_epoch_without_loss_or_repetition() {
+        let set = set();
+        let all = |share: (usize, usize), skip: usize| {
+            let loader = Loader { batch_size: 1, batches: 4 / share.1, share, shuffle: true, ..loader(&set, None) };
+            let (sender, receiver) = std::sync::mpsc::sync_channel(100);
+            loader.feed(2, skip, &sender);
+            drop(sender);
+            receiver.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let (alone, [first, second]) = (all((0, 1), 0), [0, 1].map(|rank| all((rank, 2), 0)));
+        assert_eq!((alone.len(), first.len(), second.len()), (8, 4, 4));
+        for (i, batch) in alone.iter().enumerate() {
+            let theirs = [&first, &second][i % 2].get(i / 2).unwrap();
+            assert_eq!((&batch.rows, batch.epoch, &batch.pixels), (&theirs.rows, theirs.epoch, &theirs.pixels));
+            assert_eq!(theirs.round[i % 2].rows, batch.rows);
+            assert_eq!(first[i / 2].round, second[i / 2].round);
+        }
+        let rest = all((1, 2), 3);
+        assert_eq!((rest.len(), &rest[0].rows), (1, &second[3].rows));
     }
 
     #[test]
@@ -209,10 +248,11 @@ mod tests {
         let (plain, mixing) = (loader(&set, None), loader(&set, Some(&mixup)));
         let mut mixed = 0;
         for epoch in 0..40 {
-            let (one, other) = (plain.load(epoch, &[0, 1, 2, 3]).unwrap(), mixing.load(epoch, &[0, 1, 2, 3]).unwrap());
-            assert_eq!((one.mix, &one.texts), (None, &other.texts));
-            let share = other.mix.unwrap_or(1.0);
-            mixed += usize::from(other.mix.is_some());
+            let load = |loader: &Loader<'_>| loader.load(epoch, &[&[0, 1, 2, 3]], 0).unwrap();
+            let (one, other) = (load(&plain), load(&mixing));
+            assert_eq!((one.round[0].mix, &one.texts), (None, &other.texts));
+            let share = other.round[0].mix.unwrap_or(1.0);
+            mixed += usize::from(other.round[0].mix.is_some());
             for (row, image) in other.pixels.chunks(192).enumerate() {
                 let (own, partner) = (&one.pixels[row * 192..], &one.pixels[(3 - row) * 192..]);
                 let close = |i: usize| {

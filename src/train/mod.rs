@@ -10,5 +10,6 @@ pub mod optimizer;
 mod passes;
 pub mod precision;
 pub mod schedule;
+mod together;
 pub mod trainer;
 pub mod watch;

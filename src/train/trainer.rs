@@ -6,6 +6,7 @@
 //!   (seed, epoch, row) alone.
 //! - Asked to stop, it finishes its step, saves a checkpoint, and returns [`crate::ErrorKind::Preempted`].
 //! - A step with a loss or gradient that is not finite changes nothing.
+//! - Several processes have the same weights, to the bit, after every step; the first of them writes.
 
 use super::checkpoint::{self, Best, Checkpoints, Restored, State};
 use super::ema::Ema;
@@ -16,20 +17,23 @@ use super::optimizer::{AdamW, Rules, Settings};
 use super::passes::Passes;
 use super::precision::Mode;
 use super::schedule::{Cosine, Schedule};
+use super::together;
 use super::watch::Watch;
 use crate::config::parameters::FinetuneParameters;
 use crate::config::training::TrainingConfig;
+use crate::distributed::World;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Encoder;
 use crate::model::params::Params;
 use crate::model::weights;
 use crate::telemetry::stop::StopSignal;
+use medtune_native::Reducer;
 use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// File of the weights with the best tracked accuracy.
 pub const BEST: &str = checkpoint::BEST;
@@ -63,6 +67,8 @@ pub struct Training<'a> {
     pub checkpoints: Checkpoints,
     /// Where the course of the run is shown meanwhile.
     pub watch: Watch,
+    /// The processes that share the training.
+    pub world: &'a World,
 }
 
 /// How a run ended.
@@ -126,21 +132,29 @@ impl Training<'_> {
             warmup_lr: config.warmup_lr,
             min_lr: config.min_lr,
         });
-        let restored = if config.resume { self.checkpoints.newest()? } else { None };
-        let state = match restored {
+        let world = self.world;
+        let restored = if config.resume && world.is_first() { self.checkpoints.newest()? } else { None };
+        let mut state = match restored {
             Some(restored) => self.restore(restored, &optimizer, ema.as_ref())?,
             None => {
                 self.watch.open(self.folder, None)?;
                 State::fresh(total, self.loader.seed, self.mode)
             }
         };
+        if world.size() > 1 {
+            let all = self.params.entries().into_iter().chain(optimizer.state());
+            let all: Vec<Tensor> = all.chain(ema.iter().flat_map(Ema::tensors)).map(|(_, t)| t).collect();
+            state = together::share(world, &state, &all)?;
+        }
+        let reducer = together::reducer(world, &self.params.entries(), &optimizer)?;
         let (sender, receiver) = sync_channel(AHEAD);
         let (loader, epochs) = (self.loader, config.epochs);
         let skip = state.step as usize * config.micro_batches();
-        let watching = NonFinite::new(self.parameters.on_non_finite);
+        let non_finite = NonFinite::new(self.parameters.on_non_finite);
         std::thread::scope(|scope| {
             scope.spawn(move || loader.feed(epochs, skip, &sender));
-            Loop { t: &mut self, optimizer, ema, schedule, state, stop, non_finite: watching }.all(receiver)
+            let parts = Loop { t: &mut self, optimizer, ema, schedule, state, stop, agreed: None, non_finite, reducer };
+            parts.all(receiver)
         })
     }
 
@@ -222,7 +236,10 @@ struct Loop<'a, 'b> {
     schedule: Schedule,
     state: State,
     stop: StopSignal,
+    /// Why all processes stop after this step, if they do.
+    agreed: Option<String>,
     non_finite: NonFinite,
+    reducer: Option<Reducer<'b>>,
 }
 
 impl Loop<'_, '_> {
@@ -242,20 +259,25 @@ impl Loop<'_, '_> {
             let step = self.state.step;
             let every = |n: usize| n > 0 && step.is_multiple_of(n as u64);
             self.state.evaluated = !(every(config.eval_every) || step == total);
-            if let Some(signal) = self.stop.requested() {
-                return Err(self.preempted(signal));
+            if let Some(signal) = self.asked_to_stop() {
+                return Err(self.preempted(&signal));
             }
             if !self.state.evaluated {
                 self.track_or_save()?;
             }
             if every(config.save_every) || (config.save_every > 0 && step == total) {
-                let saved = self.save();
-                if let Err(error) = saved {
+                let world = self.t.world;
+                // the others wait: it may take longer than a step may
+                if let Some(Err(error)) = world.first(|| Ok(self.save()))? {
                     tracing::warn!(step, %error, "a checkpoint could not be written; training goes on");
                 }
             }
         }
-        self.save_weights(LAST)?;
+        let world = self.t.world;
+        if world.size() > 1 {
+            together::same_weights(world, &self.t.params.entries())?;
+        }
+        world.first(|| self.save_weights(LAST))?;
         self.t.checkpoints.wait().unwrap_or_else(|error| tracing::warn!(%error, "a checkpoint could not be kept"));
         self.outcome()
     }
@@ -279,6 +301,8 @@ impl Loop<'_, '_> {
             mode: self.t.mode,
             contrast: self.t.parameters.contrastive_batch,
             seed: self.t.loader.seed,
+            world: self.t.world,
+            reducer: self.reducer.as_ref(),
         };
         let compared = passes.run(config.micro_batches(), scale, &mut fetch)?;
         if scale != 1.0 {
@@ -289,6 +313,9 @@ impl Loop<'_, '_> {
         let norm = self.optimizer.clip(limit)?;
         let loss: f64 = compared.iter().map(|c| c.loss).sum();
         self.state.step += 1;
+        if self.t.world.size() > 1 {
+            self.agreed = together::agree(self.t.world, self.state.step, (loss, norm), self.stop.requested())?;
+        }
         let overflow = loss.is_finite() && !norm.is_finite() && self.state.loss_scale.is_some_and(|s| !s.exhausted());
         if let Some(scale) = &mut self.state.loss_scale {
             scale.update(!norm.is_finite());
@@ -311,6 +338,11 @@ impl Loop<'_, '_> {
         self.log(lr, norm)
     }
 
+    /// Why the training is to end now, if it is.
+    fn asked_to_stop(&self) -> Option<String> {
+        if self.t.world.size() == 1 { self.stop.requested().map(str::to_owned) } else { self.agreed.clone() }
+    }
+
     fn log(&mut self, lr: f64, norm: f64) -> Result<()> {
         let state = &mut self.state;
         if !state.step.is_multiple_of(self.t.config.log_every as u64) && state.step != state.total {
@@ -331,7 +363,8 @@ impl Loop<'_, '_> {
     fn track_or_save(&mut self) -> Result<()> {
         match self.track() {
             Err(error) if error.kind() == ErrorKind::Preempted => {
-                Err(self.preempted(self.stop.requested().unwrap_or("a signal")))
+                let signal = self.stop.requested().unwrap_or("a signal");
+                Err(self.preempted(signal))
             }
             other => other,
         }
@@ -341,7 +374,8 @@ impl Loop<'_, '_> {
     fn track(&mut self) -> Result<()> {
         let (accuracies, value) = self.evaluate()?;
         if self.state.best.is_none_or(|b| value >= b.value) {
-            self.save_weights(BEST)?;
+            let world = self.t.world;
+            world.first(|| self.save_weights(BEST))?;
             self.state.best = Some(Best { step: self.state.step, value });
         }
         self.state.last = Some(accuracies);
@@ -351,7 +385,7 @@ impl Loop<'_, '_> {
 
     fn evaluate(&mut self) -> Result<(Accuracies, f64)> {
         let (started, step) = (Instant::now(), self.state.step);
-        let accuracies = self.with_average(|t| t.mode.cast(t.device, || t.evaluation.run(t.encoder)))?;
+        let accuracies = self.with_average(|t| t.mode.cast(t.device, || t.evaluation.run(t.encoder, t.world)))?;
         let (name, value) = accuracies.tracked();
         tracing::info!(step, zero_shot = ?accuracies.zero_shot, knn = ?accuracies.knn, took = ?started.elapsed(), "evaluated");
         self.t.watch.paused(started.elapsed());
@@ -362,8 +396,9 @@ impl Loop<'_, '_> {
     /// Saves, and says why the run ends.
     fn preempted(&mut self, signal: &str) -> Error {
         let step = self.state.step;
-        let saved = self.save().and_then(|()| self.t.checkpoints.wait());
-        match saved {
+        let world = self.t.world;
+        let saved = world.first(|| Ok(self.save().and_then(|()| self.t.checkpoints.wait())));
+        match saved.and_then(|own| own.unwrap_or(Ok(()))) {
             Ok(()) => Error::new(
                 ErrorKind::Preempted,
                 format!(
@@ -451,6 +486,6 @@ impl Loop<'_, '_> {
     }
 }
 
-fn write_all(path: &Path, tensors: &[(String, tch::Tensor)]) -> Result<()> {
+fn write_all(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     weights::write_tensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
 }
