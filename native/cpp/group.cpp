@@ -32,6 +32,12 @@ struct Reduction {
 constexpr int64_t FIRST_BUCKET = 1 << 20;
 constexpr int64_t BUCKET = 25 << 20;
 
+const c10::intrusive_ptr<c10d::ProcessGroup> &processes(void *group) {
+    auto &found = static_cast<Group *>(group)->group;
+    TORCH_CHECK(found, "the group was left");
+    return found;
+}
+
 std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
     std::vector<at::Tensor> out;
     out.reserve(count);
@@ -70,6 +76,11 @@ char *mt_group_join(const char *host, int port, int serves, int rank, int size, 
     });
 }
 
+// Closes the connections of collectives, so that whoever waits in one ends; the store stays.
+char *mt_group_close(void *group) {
+    return guarded([&] { static_cast<Group *>(group)->group.reset(); });
+}
+
 void mt_group_leave(void *group) {
     free(guarded([&] { delete static_cast<Group *>(group); }));
 }
@@ -81,7 +92,7 @@ char *mt_group_gather(void *group, at::Tensor *in, at::Tensor *out) {
         std::vector<std::vector<at::Tensor>> outputs(1);
         for (int64_t r = 0; r < out->size(0); ++r) outputs[0].push_back(out->select(0, r));
         std::vector<at::Tensor> inputs{in->contiguous()};
-        static_cast<Group *>(group)->group->allgather(outputs, inputs)->wait();
+        processes(group)->allgather(outputs, inputs)->wait();
     });
 }
 
@@ -91,7 +102,7 @@ char *mt_group_sum(void *group, at::Tensor *const *list, size_t count) {
         c10::NoGradGuard no_grad;
         for (auto &tensor : tensors(list, count)) {
             std::vector<at::Tensor> one{tensor};
-            static_cast<Group *>(group)->group->allreduce(one)->wait();
+            processes(group)->allreduce(one)->wait();
         }
     });
 }
@@ -101,7 +112,7 @@ char *mt_group_broadcast(void *group, at::Tensor *const *list, size_t count) {
     return guarded([&] {
         c10::NoGradGuard no_grad;
         auto all = tensors(list, count);
-        c10d::broadcast_coalesced(static_cast<Group *>(group)->group, all, BUCKET * 10, 0);
+        c10d::broadcast_coalesced(processes(group), all, BUCKET * 10, 0);
     });
 }
 
@@ -127,15 +138,15 @@ char *mt_group_get(void *group, const char *key, char **bytes, size_t *length) {
 char *mt_reducer_new(void *group, at::Tensor *const *list, size_t count, void **out) {
     return guarded([&] {
         auto params = tensors(list, count);
-        auto &processes = static_cast<Group *>(group)->group;
-        c10d::verify_params_across_processes(processes, params, std::nullopt);
+        auto &members = processes(group);
+        c10d::verify_params_across_processes(members, params, std::nullopt);
         std::vector<bool> sparse(count, false);
         auto [buckets, limits] = c10d::compute_bucket_assignment_by_size(
             params, {static_cast<size_t>(FIRST_BUCKET), static_cast<size_t>(BUCKET)}, sparse);
         // about the order in which a backward pass finishes them
         std::reverse(buckets.begin(), buckets.end());
         auto made = std::make_unique<Reduction>();
-        made->reducer = std::make_shared<c10d::Reducer>(params, buckets, processes, sparse, BUCKET,
+        made->reducer = std::make_shared<c10d::Reducer>(params, buckets, members, sparse, BUCKET,
                                                         /*find_unused_parameters=*/false, /*gradient_as_bucket_view=*/false,
                                                         std::unordered_map<size_t, std::string>{}, FIRST_BUCKET,
                                                         /*skip_all_reduce_unused_params=*/false,

@@ -21,6 +21,7 @@ unsafe extern "C" {
         timeout_ms: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    fn mt_group_close(group: *mut c_void) -> *mut c_char;
     fn mt_group_leave(group: *mut c_void);
     fn mt_group_gather(group: *mut c_void, input: *const c_void, output: *const c_void) -> *mut c_char;
     fn mt_group_sum(group: *mut c_void, list: *const *const c_void, count: usize) -> *mut c_char;
@@ -131,6 +132,16 @@ impl ProcessGroup {
         let pointers = pointers(tensors);
         // SAFETY: as above.
         check(unsafe { mt_group_broadcast(self.raw, pointers.as_ptr(), pointers.len()) })
+    }
+
+    /// Closes the connections of collectives, so that whoever waits in one ends with an error. What was left under keys stays. No
+    /// collective may be running in this process, nor a [`Reducer`] be alive for it to take effect.
+    ///
+    /// # Errors
+    /// c10d's text.
+    pub fn close(&self) -> Result<(), String> {
+        // SAFETY: made by mt_group_join and alive; collectives check that the group is still open.
+        check(unsafe { mt_group_close(self.raw) })
     }
 
     /// Leaves something for the others under a key.

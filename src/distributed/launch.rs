@@ -2,7 +2,7 @@
 //!
 //! Guarantees:
 //! - None of them outlives the one that was started by the user, in whatever way that one ends.
-//! - The exit code is that of rank 0, or `peer` when another rank was the first to fail.
+//! - The exit code is that of rank 0; `peer` when rank 0 was killed, or did its part although another rank failed.
 
 use super::membership::Membership;
 use crate::error::{Error, ErrorKind, Result};
@@ -10,6 +10,7 @@ use crate::telemetry::stop::StopSignal;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub enum Ended {
     /// All did what they were to do.
     Well,
-    /// Rank 0 has said why not, and ended with this code.
+    /// Not well; what is to be said was said, and this is the exit code.
     Said(u8),
 }
 
@@ -39,10 +40,11 @@ struct Worker {
 }
 
 /// Runs this program `count` times with its own arguments, as ranks 0 to `count` - 1; rank 0 speaks for all, the log of the
-/// others goes to files that end with them. After the first failure the others have `patience` to end by themselves.
+/// others goes to files that end with them. When rank 0 has ended, or one has given up the others, these have `patience` to end
+/// by themselves.
 ///
 /// # Errors
-/// [`ErrorKind::Peer`] when a process was killed, or another than rank 0 failed first.
+/// [`ErrorKind::Peer`] when rank 0 was killed, or another rank failed although rank 0 did not.
 pub fn supervise(count: usize, patience: Duration) -> Result<Ended> {
     let stop = StopSignal::listen()?;
     let logs = tempfile::tempdir().map_err(|e| Error::storage("cannot make a folder for logs").with_source(e))?;
@@ -57,23 +59,25 @@ pub fn supervise(count: usize, patience: Duration) -> Result<Ended> {
             }
         }
     }
-    let (mut first, mut deadline, mut forwarded) = (None, None, false);
+    let (mut first, mut deadline, mut forwarded) = (None, None, None);
     while workers.iter().any(|w| w.ended.is_none()) {
         for worker in workers.iter_mut().filter(|w| w.ended.is_none()) {
             worker.ended =
                 worker.child.try_wait().map_err(|e| Error::internal("cannot watch a process").with_source(e))?;
-            if worker.ended.is_some_and(|status| !status.success()) && first.is_none() {
+            let Some(status) = worker.ended else { continue };
+            if !status.success() && first.is_none() {
                 first = Some(worker.rank);
-                // whoever was asked to stop may take its time to save
-                let preempted = worker.ended.and_then(|s| s.code()) == Some(ErrorKind::Preempted.exit_code().into());
-                deadline = (!preempted).then(|| Instant::now() + patience);
+            }
+            // nobody is needed after rank 0; and one that the others have given up does not come back
+            let given_up = status.code() == Some(ErrorKind::Peer.exit_code().into());
+            if worker.rank == 0 || given_up {
+                deadline.get_or_insert(Instant::now() + patience);
             }
         }
-        if let Some(signal) = stop.requested()
-            && !forwarded
-        {
-            forwarded = true;
-            end(&mut workers, if signal == "SIGINT" { Signal::SIGINT } else { Signal::SIGTERM });
+        if let (Some(signal), None) = (stop.requested(), forwarded) {
+            let signal = if signal == "SIGINT" { Signal::SIGINT } else { Signal::SIGTERM };
+            forwarded = Some(signal);
+            end(&mut workers, signal);
         }
         if deadline.is_some_and(|d| Instant::now() > d) {
             end(&mut workers, Signal::SIGKILL);
@@ -81,9 +85,22 @@ pub fn supervise(count: usize, patience: Duration) -> Result<Ended> {
         std::thread::sleep(POLL);
     }
     let Some(first) = first else { return Ok(Ended::Well) };
-    match workers[0].ended.and_then(|s| s.code()).and_then(|c| u8::try_from(c).ok()) {
-        Some(code) if code > 0 => Ok(Ended::Said(code)),
-        _ => Err(why(&workers[first], logs.path())),
+    let status = workers[0].ended;
+    if let (Some(signal), Some(forwarded)) = (status.and_then(|s| s.signal()), forwarded)
+        && signal == forwarded as i32
+    {
+        // as a shell says of a process by itself that this signal ended
+        return Ok(Ended::Said(if forwarded == Signal::SIGINT { 130 } else { 143 }));
+    }
+    match status.and_then(|s| s.code()).map(u8::try_from) {
+        Some(Ok(0)) => Err(why(&workers[first], logs.path())),
+        Some(Ok(code)) => {
+            if workers[first].rank > 0 {
+                tracing::warn!("{}", why(&workers[first], logs.path()));
+            }
+            Ok(Ended::Said(code))
+        }
+        _ => Err(why(&workers[0], logs.path())),
     }
 }
 
@@ -115,6 +132,9 @@ fn start(rank: usize, count: usize, port: u16, logs: &Path) -> Result<Child> {
         .env("MASTER_ADDR", "127.0.0.1")
         .env("MASTER_PORT", port.to_string())
         .env("GLOO_SOCKET_IFNAME", "lo")
+        // of a torchrun that started this one by itself
+        .env_remove("TORCHELASTIC_USE_AGENT_STORE")
+        .env_remove("TORCHELASTIC_RESTART_COUNT")
         .env(PARENT, std::process::id().to_string())
         // a Ctrl-C in the terminal comes to the one that forwards it
         .process_group(0)
@@ -153,7 +173,9 @@ pub fn follow_parent(membership: Option<&Membership>, parent: Option<&str>) {
         while std::os::unix::process::parent_id() == parent {
             std::thread::sleep(Duration::from_millis(500));
         }
-        eprintln!("error: the process that started this one is gone");
-        std::process::exit(i32::from(ErrorKind::Peer.exit_code()));
+        // what it would be told to whom may be gone too
+        let _ = writeln!(std::io::stderr(), "error: the process that started this one is gone");
+        // not by `exit`: libraries may be computing
+        let _ = kill(Pid::this(), Signal::SIGKILL);
     });
 }

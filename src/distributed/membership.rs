@@ -41,6 +41,11 @@ impl Membership {
         let (rank, size) = match (value("RANK"), value("JOB_COMPLETION_INDEX"), value("WORLD_SIZE")) {
             (Some(rank), _, Some(size)) => (number("RANK", rank)?, number("WORLD_SIZE", size)?),
             (None, Some(rank), Some(size)) => (number("JOB_COMPLETION_INDEX", rank)?, number("WORLD_SIZE", size)?),
+            (None, None, Some(size)) if number::<usize>("WORLD_SIZE", size)? > 1 => {
+                return Err(Error::config(
+                    "WORLD_SIZE is set, but neither RANK nor JOB_COMPLETION_INDEX: this process cannot tell which one it is",
+                ));
+            }
             (Some(_), _, None) => return Err(Error::config("RANK is set, but WORLD_SIZE is not: set both or neither")),
             _ => return Ok(None),
         };
@@ -52,7 +57,8 @@ impl Membership {
         }
         let host = value("MASTER_ADDR")
             .ok_or_else(|| Error::config("WORLD_SIZE is set, but MASTER_ADDR is not: the name of rank 0's machine"))?;
-        let port = value("MASTER_PORT").map_or(Ok(PORT), |v| number("MASTER_PORT", v))?;
+        let port = value("MASTER_PORT")
+            .map_or(Ok(PORT), |v| number::<std::num::NonZeroU16>("MASTER_PORT", v).map(u16::from))?;
         let local_size = value("LOCAL_WORLD_SIZE").map_or(Ok(1), |v| number("LOCAL_WORLD_SIZE", v))?;
         let agent = value("TORCHELASTIC_USE_AGENT_STORE") == Some("True");
         Ok(Some(Membership {
@@ -100,7 +106,9 @@ mod tests {
 
     #[test]
     fn alone_without_a_world() {
-        for alone in [&[][..], &[("JOB_COMPLETION_INDEX", "3")], &[("RANK", "0"), ("WORLD_SIZE", "1")]] {
+        for alone in
+            [&[][..], &[("JOB_COMPLETION_INDEX", "3")], &[("RANK", "0"), ("WORLD_SIZE", "1")], &[("WORLD_SIZE", "1")]]
+        {
             assert_eq!(read(alone).unwrap(), None);
         }
     }
@@ -112,6 +120,8 @@ mod tests {
             (&[("RANK", "4"), MEETING[0], MEETING[1]], "rank"),
             (&[("RANK", "x"), MEETING[0], MEETING[1]], "RANK"),
             (&[("RANK", "1"), MEETING[1]], "MASTER_ADDR"),
+            (&[("RANK", "1"), ("MASTER_PORT", "0"), MEETING[0], MEETING[1]], "MASTER_PORT"),
+            (&MEETING, "RANK"),
             (&[("RANK", "1"), ("MASTER_PORT", "99999"), MEETING[0], MEETING[1]], "MASTER_PORT"),
         ] {
             assert!(read(bad).unwrap_err().to_string().contains(named), "{bad:?}");

@@ -4,7 +4,7 @@
 //! no end then.
 
 use medtune_native::ProcessGroup;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,8 @@ pub(super) struct Post {
     requests: Mutex<Sender<Request>>,
     /// Whether a call was not answered: none after it will be.
     lost: AtomicBool,
-    patience: Duration,
+    /// Milliseconds.
+    patience: AtomicU64,
 }
 
 impl Post {
@@ -38,12 +39,21 @@ impl Post {
                 let _ = answer.send(found);
             }
         });
-        Post { requests: Mutex::new(sender), lost: AtomicBool::new(false), patience }
+        Post {
+            requests: Mutex::new(sender),
+            lost: AtomicBool::new(false),
+            patience: AtomicU64::new(milliseconds(patience)),
+        }
     }
 
     /// No way at all, in the place of one that is given up.
     pub(super) fn closed() -> Post {
-        Post { requests: Mutex::new(channel().0), lost: AtomicBool::new(true), patience: Duration::ZERO }
+        Post { requests: Mutex::new(channel().0), lost: AtomicBool::new(true), patience: AtomicU64::new(0) }
+    }
+
+    /// From now on no call waits for longer than this.
+    pub(super) fn hurry(&self, patience: Duration) {
+        self.patience.fetch_min(milliseconds(patience), Ordering::SeqCst);
     }
 
     /// Leaves something under a key.
@@ -57,16 +67,21 @@ impl Post {
     }
 
     fn ask(&self, key: &str, bytes: Option<Vec<u8>>) -> Answer {
-        let unanswered = || format!("no answer from rank 0 for {} s", self.patience.as_secs());
+        let patience = Duration::from_millis(self.patience.load(Ordering::SeqCst));
+        let unanswered = || format!("no answer from rank 0 for {} s", patience.as_secs());
         if self.lost.load(Ordering::SeqCst) {
             return Err(unanswered());
         }
         let (sender, receiver) = channel();
         let sent = self.requests.lock().unwrap_or_else(PoisonError::into_inner).send((key.to_owned(), bytes, sender));
         sent.map_err(|_| unanswered())?;
-        receiver.recv_timeout(self.patience).unwrap_or_else(|_| {
+        receiver.recv_timeout(patience).unwrap_or_else(|_| {
             self.lost.store(true, Ordering::SeqCst);
             Err(unanswered())
         })
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -65,7 +65,7 @@ impl World {
         let processes = ProcessGroup::join(&meeting).map_err(|text| {
             Error::new(
                 ErrorKind::Peer,
-                format!("rank {rank} of {size} found the others not at {host}:{port} (is the port open, is GLOO_SOCKET_IFNAME right?): {}", one_line(&text)),
+                format!("rank {rank} of {size} did not meet the others at {host}:{port} within {} s (are they started, is the port open, is GLOO_SOCKET_IFNAME right?): {}", membership.timeout.as_secs(), one_line(&text)),
             )
         })?;
         let processes = Arc::new(processes);
@@ -134,11 +134,14 @@ impl World {
         self.0.as_ref().map_or(Ok(()), |g| g.processes.broadcast(tensors).map_err(|text| g.explain(&text)))
     }
 
-    /// What c10d said in a call that was made past this type, such as a backward pass with a reducer.
+    /// The error of a call that was made past this type, such as a backward pass with a reducer: another process's, if it is to
+    /// blame.
     #[must_use]
     pub fn blame(&self, error: Error) -> Error {
+        let text = error.to_string();
+        let of_group = ["gloo", "c10d", "Connection", "Timed out"].iter().any(|word| text.contains(word));
         match &self.0 {
-            Some(group) if error.kind() == ErrorKind::Engine => group.explain(&error.to_string()),
+            Some(group) if error.kind() == ErrorKind::Engine && of_group => group.explain(&text),
             _ => error,
         }
     }
@@ -245,16 +248,20 @@ impl World {
         (1..group.size).try_for_each(|rank| group.hear_from(rank, &format!("bye/{rank}")).map(drop))
     }
 
-    /// Tells the others why this process ends, so that they need not guess.
+    /// Tells the others why this process ends, and lets those that wait for it go on; rank 0 stays until they have heard it.
     pub fn give_up(&self, error: &Error) {
-        if let Some(group) = &self.0
-            && error.kind() != ErrorKind::Peer
-        {
-            drop(group.post.put(&format!("failed/{}", group.rank), &error_bytes(error)));
-            if group.rank == 0 {
-                // it takes what it has told with it when it ends
-                std::thread::sleep(POLL * 10);
-            }
+        let Some(group) = &self.0 else { return };
+        group.post.hurry(LAST_WORDS);
+        if error.kind() != ErrorKind::Peer {
+            // it may be the reason why the post does not work
+            let _ = group.post.put(&format!("failed/{}", group.rank), &error_bytes(error));
+        }
+        let _ = group.post.put(&format!("bye/{}", group.rank), b"bye");
+        let _ = group.processes.close();
+        let begun = Instant::now();
+        let gone = |rank: usize| group.post.get(&format!("bye/{rank}")).is_ok_and(|said| said.is_some());
+        while group.rank == 0 && begun.elapsed() < LAST_WORDS && !(1..group.size).all(gone) {
+            std::thread::sleep(POLL);
         }
     }
 }
@@ -294,6 +301,7 @@ impl Group {
         let others = || (0..self.size).filter(|r| *r != self.rank);
         let mut watched: Vec<Watched> = (0..self.size).map(|_| Watched::default()).collect();
         let begun = Instant::now();
+        self.post.hurry(LAST_WORDS);
         // long enough for a beat of everybody who is alive
         let patience = LAST_WORDS.max(self.beat.period * 3);
         let mut quiet = Vec::new();

@@ -23,7 +23,7 @@ pub(super) struct Task {
     begun: i64,
     continuation: String,
     inputs: BTreeMap<String, Given>,
-    /// SHA-256 over the job as it was read.
+    /// SHA-256 over the job as it was read, and this program's version.
     job: String,
 }
 
@@ -47,7 +47,7 @@ impl Task {
 
 fn fingerprint(job: &Job) -> Result<String> {
     // what each machine may set for itself does not count
-    let job = serde_json::json!({ "name": job.name, "work": job.work });
+    let job = serde_json::json!({ "code": crate::CODE_VERSION, "name": job.name, "work": job.work });
     Ok(sha256_hex(job.to_string().as_bytes()))
 }
 
@@ -70,10 +70,16 @@ fn say(world: &World, task: Option<&Task>) -> Result<()> {
 /// Lets the other processes end, well or with the error that the first one ends with.
 ///
 /// # Errors
-/// `outcome`, or [`crate::ErrorKind::Peer`].
+/// `outcome`.
 pub(super) fn dismiss(world: &World, outcome: Result<()>) -> Result<()> {
     match outcome {
-        Ok(()) => say(world, None).and_then(|()| world.part()),
+        Ok(()) => {
+            // all is published: whoever was lost meanwhile was of no more use
+            if let Err(error) = say(world, None).and_then(|()| world.part()) {
+                tracing::warn!(%error, "another process did not end as it should");
+            }
+            Ok(())
+        }
         Err(error) => {
             world.give_up(&error);
             Err(error)
@@ -89,6 +95,8 @@ pub fn follow(store: &Store, job: &Job, options: &RunOptions, world: &World) -> 
     let mut run = None;
     let followed = steps(store, job, options, world, &mut run);
     if let Err(error) = &followed {
+        // for the log that is kept
+        tracing::error!("{error}");
         world.give_up(error);
     }
     if let (Some(run), Some(log)) = (run, &options.rank_log) {
@@ -114,7 +122,7 @@ fn steps(store: &Store, job: &Job, options: &RunOptions, world: &World, run: &mu
 
 fn one(store: &Store, job: &Job, (task, scratch): (&Task, &Scratch), world: &World) -> Result<()> {
     if task.job != fingerprint(job)? {
-        return Err(Error::config("this process was given another job file than rank 0"));
+        return Err(Error::config("this process has another job file than rank 0, or another version of medtune"));
     }
     let steps = job.steps();
     let step = steps.iter().find(|(name, _)| *name == task.step).map(|(_, step)| step);

@@ -52,6 +52,8 @@ pub struct State {
     pub step: u64,
     /// Steps of the whole training.
     pub total: u64,
+    /// Rows of a step, of all processes together.
+    pub rows: usize,
     /// Seed of all random streams.
     pub seed: u64,
     /// Number type of the computation.
@@ -74,6 +76,28 @@ pub struct State {
     pub loss_scale: Option<LossScale>,
     /// Steps left out since a number was not finite.
     pub skipped: u64,
+}
+
+impl State {
+    /// The start of a training of `total` steps with `rows` rows each.
+    pub(super) fn fresh(total: u64, rows: usize, seed: u64, mode: Mode) -> State {
+        State {
+            step: 0,
+            total,
+            rows,
+            seed,
+            mode,
+            threads: tch::get_num_threads(),
+            evaluated: true,
+            best: None,
+            start: None,
+            last: None,
+            recent: Vec::new(),
+            last_loss: None,
+            loss_scale: mode.loss_scale(None),
+            skipped: 0,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -364,6 +388,7 @@ mod tests {
         State {
             step,
             total: 9,
+            rows: 12,
             seed: 1,
             mode: Mode::F32,
             threads: 2,

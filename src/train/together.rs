@@ -2,6 +2,7 @@
 //! stop at the same step.
 
 use super::checkpoint::State;
+use super::evaluation::Accuracies;
 use super::optimizer::AdamW;
 use crate::distributed::World;
 use crate::error::{Error, ErrorKind, Result};
@@ -46,7 +47,20 @@ pub(super) fn reducer<'w>(
     Reducer::new(processes, params).map(Some).map_err(|text| world.blame(engine_text(&text)))
 }
 
-/// Compares the loss and the gradient's norm of a step, and finds out whether all are to stop, and why.
+/// The first process's accuracies: those of the others may differ by a rounding error.
+///
+/// # Errors
+/// As [`share`].
+pub(super) fn one_answer(world: &World, own: Accuracies) -> Result<Accuracies> {
+    let unreadable = |e| Error::internal("accuracies").with_source(e);
+    if world.size() == 1 {
+        return Ok(own);
+    }
+    let text = world.from_first(|| serde_json::to_vec(&own).map_err(unreadable))?;
+    serde_json::from_slice(&text).map_err(unreadable)
+}
+
+/// Compares the loss and the gradient's norm of a step; gives the norm that all clip by, and why all are to stop, if they are.
 ///
 /// # Errors
 /// [`ErrorKind::Peer`] naming a rank that computes something else; those of [`share`].
@@ -55,7 +69,7 @@ pub(super) fn agree(
     step: u64,
     (loss, norm): (f64, f64),
     signal: Option<&'static str>,
-) -> Result<Option<String>> {
+) -> Result<(f64, Option<String>)> {
     let all = world.numbers(&[loss, norm, f64::from(u8::from(signal.is_some()))])?;
     if let Some(rank) = different(&all) {
         let (first, other) = (&all[0], &all[rank]);
@@ -68,10 +82,11 @@ pub(super) fn agree(
         ));
     }
     let asked = all.iter().position(|n| n[2] > 0.0);
-    Ok(asked.map(|rank| match signal {
+    let why = asked.map(|rank| match signal {
         Some(signal) if rank == world.rank() => signal.to_owned(),
         _ => format!("a signal to rank {rank}"),
-    }))
+    });
+    Ok((all[0][1], why))
 }
 
 /// The first rank whose loss or norm is not that of rank 0.
@@ -87,7 +102,7 @@ fn different(all: &[Vec<f64>]) -> Option<usize> {
     all.iter().position(|n| !(close(n[0], first[0]) && close(n[1], first[1])))
 }
 
-/// Checks that all processes have ended with the same bits.
+/// Checks that all processes have the same bits.
 ///
 /// # Errors
 /// [`ErrorKind::Peer`] naming a rank that has others.

@@ -135,10 +135,10 @@ impl Training<'_> {
         let world = self.world;
         let restored = if config.resume && world.is_first() { self.checkpoints.newest()? } else { None };
         let mut state = match restored {
-            Some(restored) => self.restore(restored, &optimizer, ema.as_ref())?,
+            Some(restored) => self.restore(restored, &optimizer, ema.as_ref(), total)?,
             None => {
                 self.watch.open(self.folder, None)?;
-                State::fresh(total, self.loader.seed, self.mode)
+                State::fresh(total, config.batch_total, self.loader.seed, self.mode)
             }
         };
         if world.size() > 1 {
@@ -159,8 +159,14 @@ impl Training<'_> {
     }
 
     /// Puts everything back to where a checkpoint was written.
-    fn restore(&mut self, restored: Restored, optimizer: &AdamW, ema: Option<&Ema>) -> Result<State> {
+    fn restore(&mut self, restored: Restored, optimizer: &AdamW, ema: Option<&Ema>, total: u64) -> Result<State> {
         let Restored { state, folder } = restored;
+        if (state.rows, state.total) != (self.config.batch_total, total) {
+            return Err(Error::config(format!(
+                "the checkpoint is of a training with {} rows a step, this run takes {}: take the same number of processes, set TRAIN.BATCH_SIZE_PER_GPU so that the rows are the same, or start anew with RESUME: false",
+                state.rows, self.config.batch_total
+            )));
+        }
         weights::load_into(&folder.join(checkpoint::WEIGHTS), self.params.entries())?;
         weights::load_into(&folder.join(checkpoint::OPTIMIZER), optimizer.state())?;
         if let Some(ema) = ema {
@@ -190,26 +196,6 @@ impl Training<'_> {
         drop(std::fs::remove_dir_all(folder));
         let loss_scale = self.mode.loss_scale(state.loss_scale);
         Ok(State { mode: self.mode, threads: now, loss_scale, ..state })
-    }
-}
-
-impl State {
-    fn fresh(total: u64, seed: u64, mode: Mode) -> State {
-        State {
-            step: 0,
-            total,
-            seed,
-            mode,
-            threads: tch::get_num_threads(),
-            evaluated: true,
-            best: None,
-            start: None,
-            last: None,
-            recent: Vec::new(),
-            last_loss: None,
-            loss_scale: mode.loss_scale(None),
-            skipped: 0,
-        }
     }
 }
 
@@ -254,9 +240,14 @@ impl Loop<'_, '_> {
             // the checkpoint is from a run that was stopped before it could evaluate
             self.track_or_save()?;
         }
+        let mut first = true;
         while self.state.step < total {
             self.step(&receiver)?;
             let step = self.state.step;
+            if std::mem::take(&mut first) && self.t.world.size() > 1 {
+                // unlike machines are found now, not at the end
+                together::same_weights(self.t.world, &self.t.params.entries())?;
+            }
             let every = |n: usize| n > 0 && step.is_multiple_of(n as u64);
             self.state.evaluated = !(every(config.eval_every) || step == total);
             if let Some(signal) = self.asked_to_stop() {
@@ -310,11 +301,15 @@ impl Loop<'_, '_> {
         }
         // without a limit the norm is only measured
         let limit = if config.grad_clipping > 0.0 { config.grad_clipping } else { f64::INFINITY };
-        let norm = self.optimizer.clip(limit)?;
+        let several = self.t.world.size() > 1;
+        let mut norm = self.optimizer.clip(if several { f64::INFINITY } else { limit })?;
         let loss: f64 = compared.iter().map(|c| c.loss).sum();
         self.state.step += 1;
-        if self.t.world.size() > 1 {
-            self.agreed = together::agree(self.t.world, self.state.step, (loss, norm), self.stop.requested())?;
+        if several {
+            (norm, self.agreed) = together::agree(self.t.world, self.state.step, (loss, norm), self.stop.requested())?;
+            if norm.is_finite() && norm > limit {
+                self.optimizer.scale_grad(limit / (norm + 1e-6))?;
+            }
         }
         let overflow = loss.is_finite() && !norm.is_finite() && self.state.loss_scale.is_some_and(|s| !s.exhausted());
         if let Some(scale) = &mut self.state.loss_scale {
@@ -386,6 +381,8 @@ impl Loop<'_, '_> {
     fn evaluate(&mut self) -> Result<(Accuracies, f64)> {
         let (started, step) = (Instant::now(), self.state.step);
         let accuracies = self.with_average(|t| t.mode.cast(t.device, || t.evaluation.run(t.encoder, t.world)))?;
+        // one answer for all, who decide by it what to do next
+        let accuracies = together::one_answer(self.t.world, accuracies)?;
         let (name, value) = accuracies.tracked();
         tracing::info!(step, zero_shot = ?accuracies.zero_shot, knn = ?accuracies.knn, took = ?started.elapsed(), "evaluated");
         self.t.watch.paused(started.elapsed());
@@ -397,9 +394,9 @@ impl Loop<'_, '_> {
     fn preempted(&mut self, signal: &str) -> Error {
         let step = self.state.step;
         let world = self.t.world;
-        let saved = world.first(|| Ok(self.save().and_then(|()| self.t.checkpoints.wait())));
-        match saved.and_then(|own| own.unwrap_or(Ok(()))) {
-            Ok(()) => Error::new(
+        let saved = world.first(|| self.save().and_then(|()| self.t.checkpoints.wait()));
+        match saved {
+            Ok(_) => Error::new(
                 ErrorKind::Preempted,
                 format!(
                     "stopped by {signal} after step {step} of {}, with a checkpoint: run the same job again to go on there",

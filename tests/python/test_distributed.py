@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import records, refused
+from harness import records, refused, write_tsv
 from test_training import TRAINING as BASE
 from training_bench import Bench, furthest, merged, rows
 
@@ -117,7 +117,8 @@ def test_all_processes_end_with_the_same_bits(bench, both):
     [log] = (bench.folder / "both" / "runs" / run).glob("rank-*.log")
     assert log.name == "rank-1.log"
     said = [re.findall(r"sha256=\S*?([0-9a-f]{64})", text) for text in (both[1], log.read_text())]
-    assert len(said[0]) == 1 and said[0] == said[1]
+    # after the first step, and at the end
+    assert len(said[0]) == 2 and said[0] == said[1]
 
 
 def free_port():
@@ -174,6 +175,18 @@ def test_started_by_torchrun(bench, both):
     done = subprocess.run(list(map(str, command)), env=bench.env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert bits(bench.result(store)) == bits(both[0])
+
+
+def gone(pids):
+    """Whether all of these processes have ended, be they waited for or not."""
+
+    def ended(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    return all(map(ended, pids))
 
 
 class Hosts:
@@ -292,7 +305,7 @@ def test_a_rank_that_is_killed(bench, calm, turn):
     assert time.monotonic() - begun < 20
     errors = [line["message"] for line in events.seen if line.get("kind") == "peer"]
     assert errors and f"rank {rank}" in errors[-1], events.seen[-5:]
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert gone(ranks.values())
     done = bench.run(store, saving(bench, f"killed-{turn}", later, 4))
     assert done.returncode == 0 and "resuming from a checkpoint" in done.stderr, done.stderr
     reached_the_same(bench.result(store), calm)
@@ -332,18 +345,18 @@ def test_a_rank_that_hangs(bench):
     assert events.finish() == PEER, events.seen[-5:]
     assert time.monotonic() - begun < 40
     assert "rank 1" in [line["message"] for line in events.seen if line.get("kind") == "peer"][-1]
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert gone(ranks.values())
 
 
 def test_the_parent_is_killed(bench):
     events = bench.start(bench.new_store("orphans"), saving(bench, "orphans", 2, 4))
     started(events, 3)
     ranks = workers(events.process.pid)
-    events.process.kill()
+    events.kill()
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()) and time.monotonic() < deadline:
+    while not gone(ranks.values()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert gone(ranks.values())
 
 
 def test_an_error_of_one_rank_is_that_of_all(bench):
@@ -370,6 +383,39 @@ def test_an_error_of_one_rank_is_that_of_all(bench):
     paths[1].write_text(yaml.safe_dump(other))
     codes, said = Ranks(bench, store, paths, GLOO_SOCKET_IFNAME="lo").wait()
     assert codes == [CONFIG, CONFIG] and "another job" in said[0].splitlines()[-1], said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_image_that_cannot_be_read(bench, rank):
+    """Found in the middle of a step by one process: the other ends with the same error, which is for good."""
+    store = bench.new_store(f"bad-image-{rank}")
+    folder = bench.folder / f"with-bad-image-{rank}"
+    folder.mkdir()
+    # rows are in order: 12 in each process and step; one of the second step of this rank
+    bad = 24 + 12 * rank + 3
+    content = [(key, data[: len(data) // 2] if n == bad else data) for n, (key, data, _) in enumerate(bench.train)]
+    write_tsv(folder / "train_images.tsv", content)
+    for path in [*bench.folder.glob("*_texts.tsv"), *bench.folder.glob("eval_images.tsv"), *bench.folder.glob("labels.txt"), *bench.folder.glob("train.yaml")]:
+        (folder / path.name).symlink_to(path)
+    job = yaml.safe_load(bench.job("bad-image", timeout=20, training={"TRAIN.SHUFFLE": False}).read_text())
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    codes, said = Ranks(bench, store, [path, path], GLOO_SOCKET_IFNAME="lo").wait()
+    assert codes == [DATA, DATA], said
+    assert all(bench.train[bad][0] in text.splitlines()[-1] for text in said), said
+
+
+def test_other_rows_a_step_are_no_continuation(bench):
+    """Where the processes do not share a step evenly, its size depends on how many they are."""
+    store = bench.new_store("uneven")
+    job = lambda name, processes: bench.job(name, processes, training={"TRAIN.BATCH_SIZE_TOTAL": 25, "TRAIN.BATCH_SIZE_PER_GPU": 25, "SAVE_PER_OPTIM_STEPS": 3})  # noqa: E731
+    events = bench.start(store, job("uneven", 2))
+    started(events, 3)
+    os.kill(events.process.pid, signal.SIGTERM)
+    assert events.finish() == PREEMPTED, events.seen[-5:]
+    refused(bench.run(store, job("uneven", 1)), CONFIG, "24 rows a step", "takes 25")
+    done = bench.run(store, job("uneven", 2))
+    assert done.returncode == 0 and "resuming from a checkpoint" in done.stderr, done.stderr
 
 
 def test_nobody_comes(bench):
