@@ -19,6 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "python"))
 from harness import write_tsv  # noqa: E402
+from measure import peak_bytes, require  # noqa: E402
 
 PREEMPTED = 23
 LABELS = ["a polyp", "normal mucosa", "oesophagitis"]
@@ -71,12 +72,6 @@ def write_inputs(folder):
     (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
 
 
-def peak_gb(pid):
-    """The most memory that a process has held so far, in 10^9 bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 / 1e9 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 class Run:
     """A run of medtune whose log is read while it goes on."""
 
@@ -89,7 +84,7 @@ class Run:
             event = json.loads(line)
             self.events.append(event)
             print(f"  {time.monotonic() - started:6.1f} s  {event.get('message', line.strip())} {self.detail(event)}")
-            self.peak = max(self.peak, peak_gb(process.pid))
+            self.peak = max(self.peak, peak_bytes(process.pid) / 1e9)
             if stop and not asked and "curve is written" in event.get("message", ""):
                 process.send_signal(signal.SIGTERM)
                 asked = True
@@ -102,11 +97,6 @@ class Run:
 
     def steps(self, message):
         return [event["step"] for event in self.events if event.get("message") == message]
-
-
-def require(condition, text):
-    if not condition:
-        sys.exit(f"FAILED: {text}")
 
 
 def main():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "python"))
+from harness import sha256  # noqa: E402
+from measure import peak_bytes, require  # noqa: E402
 from servers import cloud_free, counts, faulty, s3_server  # noqa: E402
 
 CUT = 50_000_000
@@ -19,11 +21,6 @@ ROUNDS = 3
 # shares of the whole; as in a package, most of it is in one file
 FILES = {"data/model/weights.safetensors": 0.6, "data/model/text.safetensors": 0.3, "MLmodel": 0}
 SMALL = 20
-
-
-def require(condition, text):
-    if not condition:
-        sys.exit(f"FAILED: {text}")
 
 
 def write_source(folder, size):
@@ -40,12 +37,7 @@ def write_source(folder, size):
 
 def hashes(folder):
     """SHA-256 by path of every file."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with open(path, "rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def stored_hashes(server, prefix):
@@ -68,21 +60,12 @@ class Done:
             begun, self.peak = time.monotonic(), 0.0
             process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=errors)
             while process.poll() is None:
-                self.peak = max(self.peak, peak_mb(process.pid))
+                self.peak = max(self.peak, peak_bytes(process.pid) / 1e6)
                 time.sleep(0.02)
             self.seconds = time.monotonic() - begun
             errors.seek(0)
             self.said = errors.read()
         require(process.returncode == 0, f"{' '.join(map(str, command[:4]))} ended with {process.returncode}:\n{self.said}")
-
-
-def peak_mb(pid):
-    """The most memory that a process has held so far, in 10^6 bytes; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 class Medtune:
@@ -153,15 +136,15 @@ def speeds(medtune, server, folder, options):
     aws = [Path(sys.executable).with_name("aws"), "s3", "cp", "--recursive", "--only-show-errors"]
     bucket = f"s3://{server.bucket}/peer"
     target = folder / "target"
-    plain = ["sh", "-c", 'cp -r "$1" "$2" && find "$2" -type f -exec sync {} +', "sh"]
+    copy = 'cp -r "$1" "$2" && find "$2" -type f -exec sync {} +'
+    hashed = f'{copy} && find "$2" -type f -exec sha256sum {{}} +'
 
-    def hashed_copy():
-        """What a careful person does: copy, make sure that it is on the disk, and hash it."""
-        return Done(["sh", "-c", 'cp -r "$1" "$2" && find "$2" -type f -exec sync {} + && find "$2" -type f -exec sha256sum {} +', "sh", source, target], os.environ, folder / "log")
+    def shell(script):
+        return Done(["sh", "-c", script, "sh", source, target], os.environ, folder / "log")
 
     programs = {
-        ("folder, write", "cp, synced"): lambda: Done([*plain, source, target], os.environ, folder / "log"),
-        ("folder, write", "cp, synced, sha256sum"): hashed_copy,
+        ("folder, write", "cp, synced"): lambda: shell(copy),
+        ("folder, write", "cp, synced, sha256sum"): lambda: shell(hashed),
         ("folder, write", "medtune"): lambda: medtune.push(None, "store", source),
         ("folder, read", "medtune"): lambda: medtune.pull(None, "store", target),
         ("S3, write", "aws s3 cp"): lambda: Done([*aws, source, bucket], aws_env, folder / "log"),

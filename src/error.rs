@@ -145,6 +145,10 @@ impl Error {
     pub fn storage(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Storage, message)
     }
+    /// Another process of the same job that is gone, or computes something else.
+    pub fn peer(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Peer, message)
+    }
     /// A failure of libtorch.
     pub fn engine(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Engine, message)

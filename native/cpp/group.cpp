@@ -38,13 +38,6 @@ const c10::intrusive_ptr<c10d::ProcessGroup> &processes(void *group) {
     return found;
 }
 
-std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
-    std::vector<at::Tensor> out;
-    out.reserve(count);
-    for (size_t i = 0; i < count; ++i) out.push_back(*list[i]);
-    return out;
-}
-
 } // namespace
 
 extern "C" {

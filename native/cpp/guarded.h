@@ -1,10 +1,12 @@
-// What every function of the C ABI that can fail is wrapped in: an exception becomes a text, and null means that all went well.
+// What the functions of the C ABI share.
 #pragma once
 #include <ATen/ATen.h>
 
 #include <cstring>
 #include <exception>
+#include <vector>
 
+// Around every function that can fail: an exception becomes a text, and null means that all went well.
 template <typename F> char *guarded(F body) {
     try {
         body();
@@ -16,4 +18,12 @@ template <typename F> char *guarded(F body) {
     } catch (...) {
         return strdup("an exception of an unknown type");
     }
+}
+
+// Handles of the tensors in a list.
+inline std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
+    std::vector<at::Tensor> out;
+    out.reserve(count);
+    for (size_t i = 0; i < count; ++i) out.push_back(*list[i]);
+    return out;
 }

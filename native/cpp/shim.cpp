@@ -14,17 +14,6 @@
 #include <optional>
 #include <vector>
 
-namespace {
-
-std::vector<at::Tensor> tensors(at::Tensor *const *list, size_t count) {
-    std::vector<at::Tensor> out;
-    out.reserve(count);
-    for (size_t i = 0; i < count; ++i) out.push_back(*list[i]);
-    return out;
-}
-
-} // namespace
-
 extern "C" {
 
 void mt_free(char *text) { free(text); }

@@ -116,7 +116,7 @@ fn why(worker: &Worker, logs: &Path) -> Error {
         .rev()
         .find(|l| !l.trim().is_empty())
         .map_or_else(String::new, |l| format!("; it said last: {}", l.trim()));
-    Error::new(ErrorKind::Peer, format!("rank {} {how}{last}", worker.rank))
+    Error::peer(format!("rank {} {how}{last}", worker.rank))
 }
 
 fn start(rank: usize, count: usize, port: u16, logs: &Path) -> Result<Child> {

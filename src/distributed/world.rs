@@ -63,9 +63,7 @@ impl World {
             timeout: membership.timeout,
         };
         let processes = ProcessGroup::join(&meeting).map_err(|text| {
-            Error::new(
-                ErrorKind::Peer,
-                format!("rank {rank} of {size} did not meet the others at {host}:{port} within {} s (are they started, is the port open, is GLOO_SOCKET_IFNAME right?): {}", membership.timeout.as_secs(), one_line(&text)),
+            Error::peer(format!("rank {rank} of {size} did not meet the others at {host}:{port} within {} s (are they started, is the port open, is GLOO_SOCKET_IFNAME right?): {}", membership.timeout.as_secs(), one_line(&text)),
             )
         })?;
         let processes = Arc::new(processes);
@@ -176,12 +174,9 @@ impl World {
         let all = Vec::<u8>::try_from(all.view([-1])).map_err(|e| Error::internal("hashes").with_source(e))?;
         match all.chunks(own.len()).position(|other| *other != all[..own.len()]) {
             None => Ok(own),
-            Some(rank) => Err(Error::new(
-                ErrorKind::Peer,
-                format!(
-                    "rank {rank} has computed other weights than rank 0: are the machines and their settings alike?"
-                ),
-            )),
+            Some(rank) => Err(Error::peer(format!(
+                "rank {rank} has computed other weights than rank 0: are the machines and their settings alike?"
+            ))),
         }
     }
 
@@ -321,25 +316,24 @@ impl Group {
                     // the store went with the process that kept it
                     Err(_) => {
                         let text = format!("rank 0 is gone or cut off: {}", one_line(text));
-                        return Error::new(ErrorKind::Peer, text);
+                        return Error::peer(text);
                     }
                 }
             }
             std::thread::sleep(POLL * 5);
         }
         match quiet.first() {
-            Some(rank) => Error::new(
-                ErrorKind::Peer,
-                format!("rank {rank} is gone or cut off, it shows no sign of life: {}", one_line(text)),
-            ),
-            None => Error::new(ErrorKind::Peer, format!("the processes lost one another: {}", one_line(text))),
+            Some(rank) => {
+                Error::peer(format!("rank {rank} is gone or cut off, it shows no sign of life: {}", one_line(text)))
+            }
+            None => Error::peer(format!("the processes lost one another: {}", one_line(text))),
         }
     }
 }
 
 fn silent(rank: usize, timeout: Duration) -> Error {
     let seconds = timeout.as_secs();
-    Error::new(ErrorKind::Peer, format!("rank {rank} has shown no sign of life for {seconds} s"))
+    Error::peer(format!("rank {rank} has shown no sign of life for {seconds} s"))
 }
 
 /// How long a beat has been the same.

@@ -5,7 +5,7 @@ use super::checkpoint::State;
 use super::evaluation::Accuracies;
 use super::optimizer::AdamW;
 use crate::distributed::World;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::engine_text;
 use medtune_native::Reducer;
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ const CLOSE: f64 = 1e-3;
 /// Gives every process the first one's state, and its content of all these tensors.
 ///
 /// # Errors
-/// [`ErrorKind::Peer`], or the error that another process ended with.
+/// [`crate::ErrorKind::Peer`], or the error that another process ended with.
 pub(super) fn share(world: &World, state: &State, tensors: &[Tensor]) -> Result<State> {
     // some may still be fetching what others have already
     world.meet()?;
@@ -63,7 +63,7 @@ pub(super) fn one_answer(world: &World, own: Accuracies) -> Result<Accuracies> {
 /// Compares the loss and the gradient's norm of a step; gives the norm that all clip by, and why all are to stop, if they are.
 ///
 /// # Errors
-/// [`ErrorKind::Peer`] naming a rank that computes something else; those of [`share`].
+/// [`crate::ErrorKind::Peer`] naming a rank that computes something else; those of [`share`].
 pub(super) fn agree(
     world: &World,
     step: u64,
@@ -73,13 +73,10 @@ pub(super) fn agree(
     let all = world.numbers(&[loss, norm, f64::from(u8::from(signal.is_some()))])?;
     if let Some(rank) = different(&all) {
         let (first, other) = (&all[0], &all[rank]);
-        return Err(Error::new(
-            ErrorKind::Peer,
-            format!(
-                "step {step}: rank {rank} has a loss of {} and a gradient of {}, rank 0 has {} and {}: it computes something else",
-                other[0], other[1], first[0], first[1]
-            ),
-        ));
+        return Err(Error::peer(format!(
+            "step {step}: rank {rank} has a loss of {} and a gradient of {}, rank 0 has {} and {}: it computes something else",
+            other[0], other[1], first[0], first[1]
+        )));
     }
     let asked = all.iter().position(|n| n[2] > 0.0);
     let why = asked.map(|rank| match signal {
@@ -105,7 +102,7 @@ fn different(all: &[Vec<f64>]) -> Option<usize> {
 /// Checks that all processes have the same bits.
 ///
 /// # Errors
-/// [`ErrorKind::Peer`] naming a rank that has others.
+/// [`crate::ErrorKind::Peer`] naming a rank that has others.
 pub(super) fn same_weights(world: &World, params: &[(String, Tensor)]) -> Result<()> {
     let weights: Vec<Tensor> = params.iter().map(|(_, t)| t.shallow_clone()).collect();
     let sha256 = world.verify_equal(&weights)?;

@@ -408,7 +408,11 @@ def test_an_image_that_cannot_be_read(bench, rank):
 def test_other_rows_a_step_are_no_continuation(bench):
     """Where the processes do not share a step evenly, its size depends on how many they are."""
     store = bench.new_store("uneven")
-    job = lambda name, processes: bench.job(name, processes, training={"TRAIN.BATCH_SIZE_TOTAL": 25, "TRAIN.BATCH_SIZE_PER_GPU": 25, "SAVE_PER_OPTIM_STEPS": 3})  # noqa: E731
+
+    def job(name, processes):
+        changes = {"TRAIN.BATCH_SIZE_TOTAL": 25, "TRAIN.BATCH_SIZE_PER_GPU": 25, "SAVE_PER_OPTIM_STEPS": 3}
+        return bench.job(name, processes, training=changes)
+
     events = bench.start(store, job("uneven", 2))
     started(events, 3)
     os.kill(events.process.pid, signal.SIGTERM)
