@@ -92,11 +92,12 @@ def bad_day(medtune, server, folder, options):
     size = int(options.size * 1e9)
     write_source(source, size)
     expected = hashes(source)
-    with faulty(server, "--cut", CUT, "--flip-up", "weights.safetensors@1000000:1") as proxied:
+    # in two parts: one whose connection is cut afterwards is sent again as it was
+    with faulty(server, "--cut", CUT, "--flip-up", "weights.safetensors@1000000:2") as proxied:
         push = medtune.push(proxied, "bad", source)
         counted = counts(proxied)
         report("push", push, size, counted, "flip_up")
-        require(counted["flip_up"] == 1 and counted["cut"] > size // CUT, "the connection was not bad")
+        require(counted["flip_up"] == 2 and counted["cut"] > size // CUT, "the connection was not bad")
     require(stored_hashes(server, "bad/data/large/1") == expected, "what is in the bucket is not what was pushed")
     require("sending again" in push.said, "nothing was said of the flipped byte")
     with faulty(server, "--cut", CUT, "--flip", f"weights.safetensors@{size // 2}:1") as proxied:
@@ -116,7 +117,7 @@ def bad_day(medtune, server, folder, options):
 def report(name, done, size, counted, flip):
     moved = sum(counted["up"].values()) + sum(counted["down"].values())
     print(
-        f"{name}: {size / 1e9:.1f} GB in {done.seconds:.0f} s, {counted['cut']} cuts, {counted[flip]} flipped byte, "
+        f"{name}: {size / 1e9:.1f} GB in {done.seconds:.0f} s, {counted['cut']} cuts, flipped bytes: {counted[flip]}, "
         f"{moved / 1e9:.2f} GB moved in all, most memory {done.peak:.0f} MB",
         flush=True,
     )

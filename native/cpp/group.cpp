@@ -10,6 +10,7 @@
 #include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -19,8 +20,8 @@ namespace {
 
 struct Group {
     c10::intrusive_ptr<c10d::Store> store;
+    // empty once it was closed
     c10::intrusive_ptr<c10d::ProcessGroup> group;
-    std::chrono::milliseconds timeout;
 };
 
 struct Reduction {
@@ -65,7 +66,7 @@ char *mt_group_join(const char *host, int port, int serves, int rank, int size, 
         group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
         group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, gloo);
         gloo->setSequenceNumberForGroup();
-        *out = new Group{store, group, timeout};
+        *out = new Group{store, group};
     });
 }
 

@@ -88,7 +88,7 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
 fn launch(processes: usize, timeout: Duration) -> Result<()> {
     match distributed::supervise(processes, timeout)? {
         Ended::Well => Ok(()),
-        // rank 0 has told the user already
+        // the user was told already
         Ended::Said(code) => std::process::exit(code.into()),
     }
 }

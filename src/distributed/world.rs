@@ -24,7 +24,7 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 const LEAVING: Duration = Duration::from_secs(1);
 
 /// All processes of a job; just this one, or a group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct World(Option<Group>);
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct Group {
     rank: usize,
     size: usize,
     timeout: Duration,
-    // how many times `first` was called
+    // how many times all have waited for what one says; the same in every process
     turns: AtomicUsize,
     beat: Beat,
 }
@@ -63,8 +63,10 @@ impl World {
             timeout: membership.timeout,
         };
         let processes = ProcessGroup::join(&meeting).map_err(|text| {
-            Error::peer(format!("rank {rank} of {size} did not meet the others at {host}:{port} within {} s (are they started, is the port open, is GLOO_SOCKET_IFNAME right?): {}", membership.timeout.as_secs(), one_line(&text)),
-            )
+            let (seconds, text) = (membership.timeout.as_secs(), one_line(&text));
+            Error::peer(format!(
+                "rank {rank} of {size} did not meet the others at {host}:{port} within {seconds} s: see that all are started, that the port is open, and that GLOO_SOCKET_IFNAME is right ({text})"
+            ))
         })?;
         let processes = Arc::new(processes);
         let post = Arc::new(Post::open(Arc::clone(&processes), membership.timeout));
@@ -163,6 +165,15 @@ impl World {
         Ok(wants.iter().position(|w| w[0] > 0.0))
     }
 
+    /// Why all stop when `rank` was asked to, in this process's words: the name of its own signal, or whose it is.
+    #[must_use]
+    pub fn stop_reason(&self, rank: usize, own: Option<&str>) -> String {
+        match own {
+            Some(signal) if rank == self.rank() => signal.to_owned(),
+            _ => format!("a signal to rank {rank}"),
+        }
+    }
+
     /// Checks that these tensors are the same bits in every process; returns the SHA-256 of this one's.
     ///
     /// # Errors
@@ -201,7 +212,7 @@ impl World {
         let Some(group) = &self.0 else { return work() };
         let key = format!("turn/{}", group.turns.fetch_add(1, Ordering::SeqCst));
         if group.rank > 0 {
-            let said = group.hear(&key)?;
+            let said = group.hear_from(0, &key)?;
             return match said.split_first() {
                 Some((b'+', found)) => Ok(found.to_vec()),
                 _ => Err(parse_error(0, said.get(1..).unwrap_or_default())),
@@ -262,10 +273,6 @@ impl World {
 }
 
 impl Group {
-    fn hear(&self, key: &str) -> Result<Vec<u8>> {
-        self.hear_from(0, key)
-    }
-
     /// Waits for what a rank says under a key, as long as it is alive.
     fn hear_from(&self, rank: usize, key: &str) -> Result<Vec<u8>> {
         let mut watched = Watched::default();
@@ -314,10 +321,7 @@ impl Group {
                         }
                     }
                     // the store went with the process that kept it
-                    Err(_) => {
-                        let text = format!("rank 0 is gone or cut off: {}", one_line(text));
-                        return Error::peer(text);
-                    }
+                    Err(_) => return Error::peer(format!("rank 0 is gone or cut off: {}", one_line(text))),
                 }
             }
             std::thread::sleep(POLL * 5);

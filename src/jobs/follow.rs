@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 pub(super) struct Task {
     step: String,
     run: String,
+    /// Seconds since 1970.
     begun: i64,
     continuation: String,
     inputs: BTreeMap<String, Given>,
@@ -29,26 +30,23 @@ pub(super) struct Task {
 
 impl Task {
     /// The step of this context.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Internal`].
-    pub(super) fn new(job: &Job, context: &StepContext<'_>) -> Result<Task> {
+    pub(super) fn new(job: &Job, context: &StepContext<'_>) -> Task {
         let (run, step) = context.run;
-        Ok(Task {
+        Task {
             step: step.to_owned(),
             run: run.to_owned(),
             begun: context.begun.unix_timestamp(),
             continuation: context.continuation.to_owned(),
             inputs: context.inputs.iter().map(|(name, input)| (name.clone(), input.into())).collect(),
-            job: fingerprint(job)?,
-        })
+            job: fingerprint(job),
+        }
     }
 }
 
-fn fingerprint(job: &Job) -> Result<String> {
+fn fingerprint(job: &Job) -> String {
     // what each machine may set for itself does not count
     let job = serde_json::json!({ "code": crate::CODE_VERSION, "name": job.name, "work": job.work });
-    Ok(sha256_hex(job.to_string().as_bytes()))
+    sha256_hex(job.to_string().as_bytes())
 }
 
 /// Tells the other processes, if there are any, to compute a step.
@@ -121,8 +119,10 @@ fn steps(store: &Store, job: &Job, options: &RunOptions, world: &World, run: &mu
 }
 
 fn one(store: &Store, job: &Job, (task, scratch): (&Task, &Scratch), world: &World) -> Result<()> {
-    if task.job != fingerprint(job)? {
-        return Err(Error::config("this process has another job file than rank 0, or another version of medtune"));
+    if task.job != fingerprint(job) {
+        return Err(Error::config(
+            "this process has another job file than rank 0, or another version of medtune: give all the same",
+        ));
     }
     let steps = job.steps();
     let step = steps.iter().find(|(name, _)| *name == task.step).map(|(_, step)| step);

@@ -113,7 +113,7 @@ pub(super) fn resolve_given(
         if input.digest != given.digest {
             let (found, expected) = (&input.digest, &given.digest);
             return Err(Error::data(format!(
-                "'{}' is not what rank 0 has: its sha256 is {found}, not {expected}",
+                "'{}' is not what rank 0 has: its sha256 is {found}, not {expected}; give all processes the same",
                 input.reference
             )));
         }

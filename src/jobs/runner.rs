@@ -278,7 +278,7 @@ impl Runner<'_> {
             world: self.world,
         };
         if matches!(step.parameters, Parameters::Finetune(_)) {
-            announce(self.world, &Task::new(self.job, &context)?)?;
+            announce(self.world, &Task::new(self.job, &context))?;
         }
         let produced = execute(&context, &step.parameters)?;
         let lineage = Lineage {

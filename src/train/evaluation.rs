@@ -100,7 +100,7 @@ fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize, world: &
         // an evaluation can take long; whoever asked to stop does not wait for it
         let signal = crate::telemetry::stop::requested();
         if let Some(rank) = world.any(signal.is_some())? {
-            let signal = signal.map_or_else(|| format!("a signal to rank {rank}"), str::to_owned);
+            let signal = world.stop_reason(rank, signal);
             return Err(Error::new(
                 crate::ErrorKind::Preempted,
                 format!("stopped by {signal} during an evaluation: run the same job again"),

@@ -79,11 +79,7 @@ pub(super) fn agree(
         )));
     }
     let asked = all.iter().position(|n| n[2] > 0.0);
-    let why = asked.map(|rank| match signal {
-        Some(signal) if rank == world.rank() => signal.to_owned(),
-        _ => format!("a signal to rank {rank}"),
-    });
-    Ok((all[0][1], why))
+    Ok((all[0][1], asked.map(|rank| world.stop_reason(rank, signal))))
 }
 
 /// The first rank whose loss or norm is not that of rank 0.

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 import threading
-from urllib.parse import unquote
 
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -70,7 +69,7 @@ class Ranges:
     def part(path, tag, begin, end):
         """The first byte's number, the bytes and the object's size; nothing when it is better left to moto."""
         bucket, _, name = path.encode("latin-1").decode().lstrip("/").partition("/")
-        key = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, unquote(name))
+        key = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, name)
         if key is None or key.etag != tag or begin >= key.size or end < begin:
             return None
         with key.lock:
