@@ -5,7 +5,7 @@
 
 use clap::{Parser, ValueEnum};
 use medtune::Result;
-use medtune::config::job::Compute;
+use medtune::config::compute::Compute;
 use medtune::config::parse_yaml;
 use medtune::infer::device;
 use medtune::model::config::ModelConfig;

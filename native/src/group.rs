@@ -14,13 +14,19 @@ unsafe extern "C" {
         host: *const c_char,
         port: c_int,
         serves: c_int,
+        listener: c_int,
         rank: c_int,
         size: c_int,
         prefix: *const c_char,
         interface: *const c_char,
+        join_timeout_ms: i64,
         timeout_ms: i64,
+        device: c_int,
+        shared: *mut c_int,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    #[cfg(has_nccl)]
+    fn mt_nccl_load(library: *const u8, length: usize) -> *mut c_char;
     fn mt_group_close(group: *mut c_void) -> *mut c_char;
     fn mt_group_leave(group: *mut c_void);
     fn mt_group_gather(group: *mut c_void, input: *const c_void, output: *const c_void) -> *mut c_char;
@@ -33,6 +39,7 @@ unsafe extern "C" {
         group: *mut c_void,
         list: *const *const c_void,
         count: usize,
+        bucket_bytes: usize,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     fn mt_reducer_expect(reducer: *mut c_void) -> *mut c_char;
@@ -48,6 +55,8 @@ pub struct Meeting {
     pub port: u16,
     /// Whether this process runs the store.
     pub serves: bool,
+    /// A socket that listens at the port already, for the process that runs the store.
+    pub listener: Option<i32>,
     /// This process's number, from 0.
     pub rank: usize,
     /// How many processes there are.
@@ -58,6 +67,31 @@ pub struct Meeting {
     pub interface: String,
     /// How long any call waits for the others.
     pub timeout: Duration,
+    /// How long [`ProcessGroup::join`] waits for them to come.
+    pub join_timeout: Duration,
+    /// The GPU, by its number here, whose tensors the collectives take; without one they take tensors on the CPU alone.
+    pub gpu: Option<usize>,
+}
+
+/// What was compiled from nccl.cpp.
+#[cfg(has_nccl)]
+static NCCL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libmedtune_nccl.so"));
+
+/// Makes NCCL ready for [`ProcessGroup::join`]; does nothing when it is.
+///
+/// # Errors
+/// A text when this program was built without NCCL, or CUDA's libraries are not beside libtorch.
+pub fn load_nccl() -> Result<(), String> {
+    #[cfg(not(has_nccl))]
+    return Err("this program was built without NCCL: build it where scripts/setup has installed libtorch".to_owned());
+    #[cfg(has_nccl)]
+    {
+        if !crate::load_cuda() {
+            return Err("libtorch_cuda.so cannot be loaded".to_owned());
+        }
+        // SAFETY: the library's bytes live for ever.
+        check(unsafe { mt_nccl_load(NCCL.as_ptr(), NCCL.len()) })
+    }
 }
 
 /// A group that was joined; left when it is dropped.
@@ -65,6 +99,7 @@ pub struct Meeting {
 pub struct ProcessGroup {
     raw: *mut c_void,
     size: usize,
+    shares_gpu: bool,
 }
 
 // SAFETY: c10d's store and process group lock what they share; collectives are called by one thread at a time.
@@ -82,23 +117,40 @@ impl ProcessGroup {
         let (host, prefix, interface) = (text(&meeting.host)?, text(&meeting.prefix)?, text(&meeting.interface)?);
         let number = |value: usize| c_int::try_from(value).map_err(|e| e.to_string());
         let (rank, size) = (number(meeting.rank)?, number(meeting.size)?);
-        let timeout = i64::try_from(meeting.timeout.as_millis()).unwrap_or(i64::MAX);
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: the texts and `raw` outlive the call.
+        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let device = match meeting.gpu {
+            Some(gpu) => {
+                load_nccl()?;
+                number(gpu)?
+            }
+            None => -1,
+        };
+        let (mut raw, mut shared) = (std::ptr::null_mut(), 0);
+        // SAFETY: the texts, `shared` and `raw` outlive the call.
         check(unsafe {
             mt_group_join(
                 host.as_ptr(),
                 meeting.port.into(),
                 meeting.serves.into(),
+                meeting.listener.unwrap_or(-1),
                 rank,
                 size,
                 prefix.as_ptr(),
                 interface.as_ptr(),
-                timeout,
+                milliseconds(meeting.join_timeout),
+                milliseconds(meeting.timeout),
+                device,
+                &mut shared,
                 &mut raw,
             )
         })?;
-        Ok(ProcessGroup { raw, size: meeting.size })
+        Ok(ProcessGroup { raw, size: meeting.size, shares_gpu: shared != 0 })
+    }
+
+    /// Whether two processes of the group have the same GPU. Their tensors go through Gloo then, which is much slower than NCCL.
+    #[must_use]
+    pub fn shares_gpu(&self) -> bool {
+        self.shares_gpu
     }
 
     /// The tensors of all ranks, stacked: `[size, ...]`. All have the same shape and type.
@@ -193,15 +245,15 @@ pub struct Reducer<'a> {
 
 impl<'a> Reducer<'a> {
     /// Watches the gradients of these parameters: all that are trained, in the same order on every rank. Each must take part
-    /// exactly once in every backward pass that is expected.
+    /// exactly once in every backward pass that is expected. A bucket is sent as soon as it has about `bucket_bytes`.
     ///
     /// # Errors
     /// c10d's text: other parameters on another rank.
-    pub fn new(group: &'a ProcessGroup, params: Vec<Tensor>) -> Result<Reducer<'a>, String> {
+    pub fn new(group: &'a ProcessGroup, params: Vec<Tensor>, bucket_bytes: usize) -> Result<Reducer<'a>, String> {
         let pointers = pointers(&params);
         let mut raw = std::ptr::null_mut();
         // SAFETY: the pointers are to live tensors, of which the reducer keeps handles of its own.
-        check(unsafe { mt_reducer_new(group.raw, pointers.as_ptr(), pointers.len(), &mut raw) })?;
+        check(unsafe { mt_reducer_new(group.raw, pointers.as_ptr(), pointers.len(), bucket_bytes, &mut raw) })?;
         Ok(Reducer { raw, _group: group, _params: params })
     }
 
@@ -219,5 +271,60 @@ impl Drop for Reducer<'_> {
     fn drop(&mut self) {
         // SAFETY: made by mt_reducer_new, freed once.
         unsafe { mt_reducer_free(self.raw) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Cuda, Device, Kind};
+
+    fn alone(gpu: Option<usize>) -> Result<ProcessGroup, String> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let (host, interface) = ("127.0.0.1".to_owned(), "lo".to_owned());
+        let timeout = Duration::from_secs(30);
+        ProcessGroup::join(&Meeting {
+            host,
+            port,
+            serves: true,
+            listener: None,
+            rank: 0,
+            size: 1,
+            prefix: "test".to_owned(),
+            interface,
+            timeout,
+            join_timeout: timeout,
+            gpu,
+        })
+    }
+
+    #[test]
+    fn a_group_of_one_sums_and_gathers() {
+        let group = alone(None).unwrap();
+        let tensor = Tensor::from_slice(&[1.5f32, -2.0]);
+        group.sum(&[tensor.shallow_clone()]).unwrap();
+        assert_eq!(group.gather(&tensor).unwrap(), tensor.unsqueeze(0));
+        assert!(!group.shares_gpu());
+    }
+
+    // all symbols of NCCL's half are found, with a GPU and without; what it does needs one
+    #[test]
+    #[cfg(has_nccl)]
+    fn nccl_loads_and_asks_for_a_gpu() {
+        load_nccl().unwrap();
+        load_nccl().unwrap();
+        let joined = alone(Some(0));
+        if Cuda::device_count() == 0 {
+            let error = joined.unwrap_err();
+            assert!(error.contains("CUDA") || error.contains("NVIDIA"), "{error}");
+            return;
+        }
+        let group = joined.unwrap();
+        let tensor = Tensor::ones([3], (Kind::Float, Device::Cuda(0)));
+        group.sum(&[tensor.shallow_clone()]).unwrap();
+        assert_eq!(group.gather(&tensor).unwrap(), tensor.unsqueeze(0));
+        assert!(!group.shares_gpu());
     }
 }

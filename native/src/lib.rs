@@ -5,7 +5,7 @@ mod group;
 mod ops;
 
 pub use checkpoint::checkpoint;
-pub use group::{Meeting, ProcessGroup, Reducer};
+pub use group::{Meeting, ProcessGroup, Reducer, load_nccl};
 pub use ops::{channel_attention, gelu_linear, has_kernels, linear, residual_depthwise, window_attention};
 
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};

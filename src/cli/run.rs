@@ -3,14 +3,16 @@
 use super::place::Place;
 use super::{PredictArguments, RunArguments, output, store};
 use crate::config::Environment;
-use crate::config::job::Compute;
+use crate::config::compute::Compute;
 use crate::config::mlflow::Credentials;
 use crate::distributed::{self, Ended, Membership, World};
 use crate::error::{Error, Result};
+use crate::infer::device;
 use crate::jobs::predict::{self, Prediction};
 use crate::jobs::{self, RunOptions};
 use crate::package::read_package;
 use crate::registry::{AssetKind, Reference, get, open_local, series_folders};
+use crate::telemetry;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,23 +61,31 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
     let credentials = job.mlflow.as_ref().map(|_| Credentials::from_environment(environment)).transpose()?;
     let credentials = credentials.unwrap_or_default();
     let timeout = Duration::from_secs(job.compute.peer_timeout_seconds);
-    let membership = Membership::from_environment(environment, timeout)?;
-    if membership.is_none() && job.compute.processes > 1 {
-        return launch(job.compute.processes, timeout);
+    let mut membership = Membership::from_environment(environment, &job.compute)?;
+    let here = device::processes(&job.compute);
+    if here > 1 && membership.as_ref().is_none_or(|m| m.pod) {
+        return launch(here, membership.as_ref(), timeout);
     }
     distributed::follow_parent(membership.as_ref(), environment.get(distributed::PARENT).map(String::as_str));
-    if let Some(membership) = &membership {
-        job.compute.processes = membership.size;
-        if job.compute.threads == 0 {
-            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            job.compute.threads = (cores / membership.local_size).max(1);
+    let mut rank_log = environment.get(distributed::LOG).map(PathBuf::from);
+    let mut own_log = None;
+    if let Some(membership) = &mut membership {
+        device::share(&mut job.compute, membership);
+        if membership.rank > 0 && rank_log.is_none() {
+            // nobody else keeps what this process says for the run record
+            let log = tempfile::NamedTempFile::new();
+            let log = log.map_err(|e| Error::storage("cannot make a file for the log").with_source(e))?;
+            telemetry::copy_to(log.path())?;
+            rank_log = Some(log.path().to_owned());
+            own_log = Some(log);
         }
     }
-    let rank_log = environment.get(distributed::LOG).map(PathBuf::from);
     let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials, rank_log };
     let world = membership.as_ref().map_or_else(|| Ok(World::alone()), World::join)?;
     if !world.is_first() {
-        return jobs::follow(&store, &job, &options, &world);
+        let followed = jobs::follow(&store, &job, &options, &world);
+        drop(own_log);
+        return followed;
     }
     let (record, outcome) = jobs::run(&store, &job, &options, &world);
     // a store that is away must not hide how the run ended
@@ -84,9 +94,9 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
     outcome
 }
 
-/// Runs the job as several processes of this program on this machine.
-fn launch(processes: usize, timeout: Duration) -> Result<()> {
-    match distributed::supervise(processes, timeout)? {
+/// Runs the job as several processes of this program on this machine, alone or in a pod's place.
+fn launch(processes: usize, pod: Option<&Membership>, timeout: Duration) -> Result<()> {
+    match distributed::supervise(processes, pod, timeout)? {
         Ended::Well => Ok(()),
         // the user was told already
         Ended::Said(code) => std::process::exit(code.into()),

@@ -3,6 +3,7 @@
 //! Relative paths are relative to the job file's folder. An input is a path, a `file://` URI, a version (`data:NAME@7`,
 //! `model:NAME@latest`), or inside a pipeline the output of another step: `${{ steps.STEP.outputs.OUTPUT }}`.
 
+use super::compute::Compute;
 use super::kinds::{Kind, PortType};
 use super::mlflow::Mlflow;
 use super::parameters::Parameters;
@@ -18,54 +19,6 @@ use std::path::{Path, PathBuf};
 
 /// The job file version that this program writes and reads.
 pub const JOB_VERSION: u64 = 1;
-
-/// Where the tensors are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Compute {
-    /// `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`.
-    pub device: String,
-    /// CPU threads of a process; 0 uses all cores.
-    pub threads: usize,
-    /// How many processes train together on this machine; where another program has started them (torchrun, a Kubernetes Job),
-    /// it decides.
-    pub processes: usize,
-    /// Seconds that a process waits for another that shows no progress.
-    pub peer_timeout_seconds: u64,
-}
-
-impl Compute {
-    /// Most threads that a job may ask for.
-    const MAX_THREADS: usize = 1024;
-
-    fn check(&self) -> Result<()> {
-        let numbered = self.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
-        if !numbered && !["auto", "cpu", "cuda"].contains(&self.device.as_str()) {
-            return Err(Error::config(format!(
-                "compute.device: '{}' is not known; write auto, cpu, cuda or cuda:N",
-                self.device
-            )));
-        }
-        if self.threads > Self::MAX_THREADS {
-            return Err(Error::config(format!("compute.threads: {} is more than {}", self.threads, Self::MAX_THREADS)));
-        }
-        if !(1..=Self::MAX_THREADS).contains(&self.processes) {
-            let (processes, most) = (self.processes, Self::MAX_THREADS);
-            return Err(Error::config(format!("compute.processes: {processes} is not within 1 to {most}")));
-        }
-        if !(5..=86_400).contains(&self.peer_timeout_seconds) {
-            let seconds = self.peer_timeout_seconds;
-            return Err(Error::config(format!("compute.peer_timeout_seconds: {seconds} is not within 5 to 86400")));
-        }
-        Ok(())
-    }
-}
-
-impl Default for Compute {
-    fn default() -> Self {
-        Compute { device: "auto".to_owned(), threads: 0, processes: 1, peer_timeout_seconds: 120 }
-    }
-}
 
 /// How an output is registered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

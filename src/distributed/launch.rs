@@ -2,16 +2,18 @@
 //!
 //! Guarantees:
 //! - None of them outlives the one that was started by the user, in whatever way that one ends.
-//! - The exit code is that of rank 0; `peer` when rank 0 was killed, or did its part although another rank failed.
+//! - The exit code is that of rank 0, or in a pod of the first rank there; `peer` when that one was killed, or did its part although
+//!   another one failed.
 
-use super::membership::Membership;
-use crate::error::{Error, ErrorKind, Result};
+use super::membership::{LISTENER, Membership};
+use crate::error::{Error, Result};
 use crate::telemetry::stop::StopSignal;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,6 +25,8 @@ pub const PARENT: &str = "MEDTUNE_PARENT_PROCESS";
 pub const LOG: &str = "MEDTUNE_RANK_LOG";
 
 const POLL: Duration = Duration::from_millis(50);
+/// How long the others have when one was ended by a signal: to notice it, and to find out which it was.
+const SILENT_DEATH: Duration = Duration::from_secs(30);
 
 /// How the processes ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,40 +43,45 @@ struct Worker {
     ended: Option<ExitStatus>,
 }
 
-/// Runs this program `count` times with its own arguments, as ranks 0 to `count` - 1; rank 0 speaks for all, the log of the
-/// others goes to files that end with them. When rank 0 has ended, or one has given up the others, these have `patience` to end
-/// by themselves.
+/// Runs this program `count` times with its own arguments; the first of them speaks for all, the log of the others goes to files
+/// that end with them. These are all ranks, or those of a `pod`: of as many as all pods start. When the first has ended, or another
+/// one badly, the rest have `patience` to end by themselves, and a shorter time when that one could not say why it ended.
 ///
 /// # Errors
-/// [`ErrorKind::Peer`] when rank 0 was killed, or another rank failed although rank 0 did not.
-pub fn supervise(count: usize, patience: Duration) -> Result<Ended> {
+/// [`crate::ErrorKind::Peer`] when the first was killed, or another one failed although the first did not.
+pub fn supervise(count: usize, pod: Option<&Membership>, patience: Duration) -> Result<Ended> {
     let stop = StopSignal::listen()?;
     let logs = tempfile::tempdir().map_err(|e| Error::storage("cannot make a folder for logs").with_source(e))?;
     let mut workers = Vec::new();
-    let port = free_port()?;
-    for rank in 0..count {
-        match start(rank, count, port, logs.path()) {
-            Ok(child) => workers.push(Worker { rank, child, ended: None }),
+    let meeting = Meeting::new(pod)?;
+    for local in 0..count {
+        match start((local, count), &meeting, logs.path()) {
+            Ok(child) => workers.push(Worker { rank: meeting.rank(local, count), child, ended: None }),
             Err(error) => {
                 end(&mut workers, Signal::SIGKILL);
                 return Err(error);
             }
         }
     }
+    // the one that needs it has it
+    drop(meeting);
     let (mut first, mut deadline, mut forwarded) = (None, None, None);
     while workers.iter().any(|w| w.ended.is_none()) {
-        for worker in workers.iter_mut().filter(|w| w.ended.is_none()) {
+        for (local, worker) in workers.iter_mut().enumerate().filter(|(_, w)| w.ended.is_none()) {
             worker.ended =
                 worker.child.try_wait().map_err(|e| Error::internal("cannot watch a process").with_source(e))?;
             let Some(status) = worker.ended else { continue };
             if !status.success() && first.is_none() {
-                first = Some(worker.rank);
+                first = Some(local);
             }
-            // nobody is needed after rank 0; and one that the others have given up does not come back
-            let given_up = status.code() == Some(ErrorKind::Peer.exit_code().into());
-            if worker.rank == 0 || given_up {
-                deadline.get_or_insert(Instant::now() + patience);
-            }
+            // the others hear from one that ends with an error, unless it had not met them yet; nobody is needed after rank 0
+            let until = match status.signal() {
+                Some(_) if forwarded.is_none() => Some(SILENT_DEATH.min(patience)),
+                _ if worker.rank == 0 || !status.success() => Some(patience),
+                _ => None,
+            };
+            let until = until.map(|wait| Instant::now() + wait);
+            deadline = deadline.into_iter().chain(until).min();
         }
         if let (Some(signal), None) = (stop.requested(), forwarded) {
             let signal = if signal == "SIGINT" { Signal::SIGINT } else { Signal::SIGTERM };
@@ -95,12 +104,12 @@ pub fn supervise(count: usize, patience: Duration) -> Result<Ended> {
     match status.and_then(|s| s.code()).map(u8::try_from) {
         Some(Ok(0)) => Err(why(&workers[first], logs.path())),
         Some(Ok(code)) => {
-            if workers[first].rank > 0 {
+            if first > 0 {
                 tracing::warn!("{}", why(&workers[first], logs.path()));
             }
             Ok(Ended::Said(code))
         }
-        _ => Err(why(&workers[0], logs.path())),
+        _ => Err(why(&workers[first], logs.path())),
     }
 }
 
@@ -119,19 +128,42 @@ fn why(worker: &Worker, logs: &Path) -> Error {
     Error::peer(format!("rank {} {how}{last}", worker.rank))
 }
 
-fn start(rank: usize, count: usize, port: u16, logs: &Path) -> Result<Child> {
+/// Where the processes of one launch meet.
+struct Meeting<'a> {
+    pod: Option<&'a Membership>,
+    /// Open until rank 0 has it, so that nobody else takes its port; on one machine only.
+    listener: Option<TcpListener>,
+}
+
+impl Meeting<'_> {
+    fn new(pod: Option<&Membership>) -> Result<Meeting<'_>> {
+        let bind = || {
+            TcpListener::bind("127.0.0.1:0")
+                .map_err(|e| Error::engine("there is no free port on this machine").with_source(e))
+        };
+        Ok(Meeting { pod, listener: if pod.is_none() { Some(bind()?) } else { None } })
+    }
+
+    fn rank(&self, local: usize, count: usize) -> usize {
+        self.pod.map_or(0, |pod| pod.rank) * count + local
+    }
+
+    fn pods(&self) -> usize {
+        self.pod.map_or(1, |pod| pod.size)
+    }
+}
+
+fn start((local, count): (usize, usize), meeting: &Meeting<'_>, logs: &Path) -> Result<Child> {
+    let rank = meeting.rank(local, count);
     let failed = |e| Error::internal(format!("cannot start rank {rank}")).with_source(e);
     let program = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(program);
     command
         .args(std::env::args_os().skip(1))
         .env("RANK", rank.to_string())
-        .env("LOCAL_RANK", rank.to_string())
-        .env("WORLD_SIZE", count.to_string())
+        .env("LOCAL_RANK", local.to_string())
+        .env("WORLD_SIZE", (count * meeting.pods()).to_string())
         .env("LOCAL_WORLD_SIZE", count.to_string())
-        .env("MASTER_ADDR", "127.0.0.1")
-        .env("MASTER_PORT", port.to_string())
-        .env("GLOO_SOCKET_IFNAME", "lo")
         // of a torchrun that started this one by itself
         .env_remove("TORCHELASTIC_USE_AGENT_STORE")
         .env_remove("TORCHELASTIC_RESTART_COUNT")
@@ -139,12 +171,30 @@ fn start(rank: usize, count: usize, port: u16, logs: &Path) -> Result<Child> {
         // a Ctrl-C in the terminal comes to the one that forwards it
         .process_group(0)
         .stdin(Stdio::null());
-    if rank > 0 {
+    if let Some(listener) = &meeting.listener {
+        let port = listener.local_addr().map_err(failed)?.port();
+        command
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", port.to_string())
+            .env("GLOO_SOCKET_IFNAME", "lo")
+            .env("NCCL_SOCKET_IFNAME", "lo");
+        if rank == 0 {
+            // a copy that stays open when the new program starts; closed here after the start
+            let socket = nix::unistd::dup(listener).map_err(|e| failed(e.into()))?;
+            command.env(LISTENER, socket.as_raw_fd().to_string());
+            return spawn(command, (rank, local), logs);
+        }
+    }
+    spawn(command, (rank, local), logs)
+}
+
+fn spawn(mut command: Command, (rank, local): (usize, usize), logs: &Path) -> Result<Child> {
+    if local > 0 {
         let path = log_path(logs, rank);
         let log = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
         command.stdout(Stdio::null()).stderr(log).env(LOG, &path);
     }
-    command.spawn().map_err(failed)
+    command.spawn().map_err(|e| Error::internal(format!("cannot start rank {rank}")).with_source(e))
 }
 
 fn log_path(logs: &Path, rank: usize) -> PathBuf {
@@ -158,12 +208,6 @@ fn end(workers: &mut [Worker], signal: Signal) {
             let _ = kill(Pid::from_raw(id), signal);
         }
     }
-}
-
-/// A port that nobody uses at this moment.
-fn free_port() -> Result<u16> {
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    Ok(address.map_err(|e| Error::engine("there is no free port on this machine").with_source(e))?.port())
 }
 
 /// Ends this process when the one that started it is gone; for a process that [`supervise`] started, otherwise nothing.

@@ -61,13 +61,21 @@ impl World {
             prefix: membership.prefix.clone(),
             interface: membership.interface.clone(),
             timeout: membership.timeout,
+            join_timeout: membership.join_timeout,
+            listener: membership.listener,
+            gpu: membership.gpu,
         };
         let processes = ProcessGroup::join(&meeting).map_err(|text| {
-            let (seconds, text) = (membership.timeout.as_secs(), one_line(&text));
+            let (seconds, text) = (membership.join_timeout.as_secs(), one_line(&text));
             Error::peer(format!(
                 "rank {rank} of {size} did not meet the others at {host}:{port} within {seconds} s: see that all are started, that the port is open, and that GLOO_SOCKET_IFNAME is right ({text})"
             ))
         })?;
+        if processes.shares_gpu() {
+            tracing::warn!(
+                "several processes compute on the same GPU: they share its memory, and send slowly; start one a GPU"
+            );
+        }
         let processes = Arc::new(processes);
         let post = Arc::new(Post::open(Arc::clone(&processes), membership.timeout));
         let beat = Beat::start(Arc::clone(&post), *rank, membership.timeout);
@@ -139,7 +147,7 @@ impl World {
     #[must_use]
     pub fn blame(&self, error: Error) -> Error {
         let text = error.to_string();
-        let of_group = ["gloo", "c10d", "Connection", "Timed out"].iter().any(|word| text.contains(word));
+        let of_group = ["gloo", "c10d", "NCCL", "Connection", "Timed out"].iter().any(|word| text.contains(word));
         match &self.0 {
             Some(group) if error.kind() == ErrorKind::Engine && of_group => group.explain(&text),
             _ => error,

@@ -1,6 +1,7 @@
 //! Which device computes, and with how many threads.
 
-use crate::config::job::Compute;
+use crate::config::compute::{Compute, Processes};
+use crate::distributed::Membership;
 use crate::error::{Error, Result};
 use crate::registry::ComputeRecord;
 use tch::{Cuda, Device};
@@ -22,9 +23,8 @@ pub fn select(compute: &Compute) -> Result<Device> {
             Error::config(format!("compute.device: '{word}' is not known; write auto, cpu, cuda or cuda:N"))
         })?,
     };
-    // the CUDA half must be there before the first question about it
-    let count = if medtune_native::load_cuda() { Cuda::device_count() } else { 0 };
-    if (index as i64) < count {
+    let count = cuda_devices();
+    if index < count {
         return Ok(Device::Cuda(index));
     }
     if word == "auto" {
@@ -33,6 +33,42 @@ pub fn select(compute: &Compute) -> Result<Device> {
     Err(Error::engine(format!(
         "compute.device: {word} asks for a GPU, and this machine shows {count}; use auto or cpu"
     )))
+}
+
+/// GPUs that this process sees.
+fn cuda_devices() -> usize {
+    // the CUDA half must be there before the first question about it
+    if medtune_native::load_cuda() { usize::try_from(Cuda::device_count()).unwrap_or(0) } else { 0 }
+}
+
+/// How many processes a job starts on this machine: `auto` is one for each GPU that it may use.
+#[must_use]
+pub fn processes(compute: &Compute) -> usize {
+    match compute.device.as_str() {
+        "auto" | "cuda" if compute.processes == Processes::Auto => compute.processes.or(cuda_devices()),
+        _ => compute.processes.or(1),
+    }
+}
+
+/// Gives one of several processes its part of the machine: threads, and a GPU unless the job names one or wants none.
+pub fn share(compute: &mut Compute, membership: &mut Membership) {
+    compute.processes = Processes::Count(membership.size);
+    if compute.threads == 0 {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        compute.threads = (cores / membership.local_size).max(1);
+    }
+    let word = compute.device.as_str();
+    membership.gpu = match word.strip_prefix("cuda:") {
+        Some(number) => number.parse().ok(),
+        None if word == "cpu" => None,
+        None => match cuda_devices() {
+            0 => None,
+            count => Some(membership.local_rank % count),
+        },
+    };
+    if let Some(gpu) = membership.gpu {
+        compute.device = format!("cuda:{gpu}");
+    }
 }
 
 /// What a run on `device` computes with, for its record; asked after [`select`], which sets the threads.

@@ -1,23 +1,32 @@
 //! Embed: an image TSV to one unit vector an image.
+//!
+//! Several processes take the batches in turn; the first one writes what all have computed. The batches are the same however
+//! many they are, and so are the vectors.
 
 use super::{Artifact, Produced, StepContext};
 use crate::CODE_VERSION;
 use crate::config::parameters::EmbedParameters;
 use crate::data::embeddings::{self, EmbeddingsManifest, EmbeddingsWriter};
 use crate::data::{TsvReader, validate_images};
+use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
+use crate::model::engine;
 use crate::registry::{AssetKind, folder_files};
 use crate::storage::sha256_hex;
 use crate::telemetry::Progress;
 use rayon::prelude::*;
 use serde_json::json;
+use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
+use tch::Tensor;
 
 /// Batches decoded ahead of the model.
 const AHEAD: usize = 3;
+/// Hexadecimal digits of a SHA-256.
+const HASH: usize = 64;
 
 /// One decoded batch: keys, hashes of the image bytes, pixels.
 struct Batch {
@@ -31,7 +40,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     if images.is_empty() {
         return Err(Error::data(format!("'{}' has no rows", images.path().display())));
     }
-    images.keys().map(drop)?;
+    let keys = images.keys()?;
     validate_images(&images)?;
     let mut package = package;
     let pixels = &mut package.config.pixels;
@@ -50,8 +59,11 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         image_tsv_sha256: context.input("image_tsv")?.digest.clone(),
     };
     let folder = context.folder("embeddings")?;
-    let mut writer = EmbeddingsWriter::create(&folder, manifest)?;
-    let waited = encode_all(&images, &encoder, parameters.batch_size, &mut writer)?;
+    let mut writer = context.world.is_first().then(|| EmbeddingsWriter::create(&folder, manifest)).transpose()?;
+    // some may still be loading the model
+    context.world.meet()?;
+    let waited = encode_all((&images, &keys), &encoder, (parameters.batch_size, context.world), &mut writer)?;
+    let Some(writer) = writer else { return Ok(Produced::default()) };
     let manifest = writer.finish()?;
     let metadata = serde_json::to_value(&manifest).unwrap_or_default();
     let mut produced =
@@ -68,43 +80,96 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     Ok(produced)
 }
 
-/// Encodes every row; returns the share of the time that the model waited for pixels.
-fn encode_all(images: &TsvReader, encoder: &Encoder, batch: usize, writer: &mut EmbeddingsWriter) -> Result<f64> {
+/// Encodes every row; returns the share of the time that the model waited for pixels. Only the first process has a writer.
+fn encode_all(
+    (images, keys): (&TsvReader, &[&str]),
+    encoder: &Encoder,
+    (batch, world): (usize, &World),
+    writer: &mut Option<EmbeddingsWriter>,
+) -> Result<f64> {
     let bar = Progress::new("embed", images.len() as u64, "images");
     let started = Instant::now();
     let mut waited = Duration::ZERO;
     let pixels = encoder.pixels().clone();
+    let batches: Vec<Range<usize>> =
+        (0..images.len()).step_by(batch).map(|start| start..(start + batch).min(images.len())).collect();
+    let own = batches.iter().skip(world.rank()).step_by(world.size()).cloned();
     std::thread::scope(|scope| -> Result<()> {
         let (sender, receiver) = sync_channel::<Result<Batch>>(AHEAD);
         scope.spawn(move || {
-            let mut start = 0;
-            while start < images.len() {
-                let end = (start + batch).min(images.len());
-                let loaded = load(images, start..end, &pixels);
+            for rows in own {
+                let loaded = load(images, rows, &pixels);
                 let failed = loaded.is_err();
                 // the receiver is gone when encoding failed: nothing is left to do
                 if sender.send(loaded).is_err() || failed {
                     return;
                 }
-                start = end;
             }
         });
-        loop {
-            let asked = Instant::now();
-            let Ok(loaded) = receiver.recv() else { return Ok(()) };
-            waited += asked.elapsed();
-            let loaded = loaded?;
-            let features = encoder.encode_pixels(&loaded.pixels, loaded.rows.len())?;
-            for ((key, hash), row) in loaded.rows.iter().zip(features.chunks_exact(encoder.dim())) {
-                writer.push(key, hash, row)?;
+        for round in batches.chunks(world.size()) {
+            let mut part = Part::default();
+            if world.rank() < round.len() {
+                let asked = Instant::now();
+                let loaded = receiver.recv().map_err(|_| Error::internal("the thread that reads images has ended"))?;
+                waited += asked.elapsed();
+                let loaded = loaded?;
+                part.features = encoder.encode_pixels(&loaded.pixels, loaded.rows.len())?;
+                part.rows = loaded.rows;
             }
-            bar.advance(loaded.rows.len() as u64, "");
+            for (rows, part) in round.iter().zip(of_all(part, (round, batch, encoder.dim()), keys, world)?) {
+                if let Some(writer) = writer {
+                    for ((key, hash), row) in part.rows.iter().zip(part.features.chunks_exact(encoder.dim())) {
+                        writer.push(key, hash, row)?;
+                    }
+                }
+                bar.advance(rows.len() as u64, "");
+            }
         }
+        Ok(())
     })?;
     Ok(waited.as_secs_f64() / started.elapsed().as_secs_f64().max(1e-9))
 }
 
-fn load(images: &TsvReader, range: std::ops::Range<usize>, contract: &PixelContract) -> Result<Batch> {
+/// One batch, encoded: keys, hashes of the image bytes, features.
+#[derive(Default)]
+struct Part {
+    rows: Vec<(String, String)>,
+    features: Vec<f32>,
+}
+
+/// The parts of a round of batches, of all processes, in the order of the rows.
+fn of_all(
+    own: Part,
+    (round, batch, dim): (&[Range<usize>], usize, usize),
+    keys: &[&str],
+    world: &World,
+) -> Result<Vec<Part>> {
+    if world.size() == 1 {
+        return Ok(vec![own]);
+    }
+    // all send the same length, whatever the last batch has
+    let mut features = own.features;
+    features.resize(batch * dim, 0.0);
+    let mut hashes: Vec<u8> = own.rows.into_iter().flat_map(|(_, hash)| hash.into_bytes()).collect();
+    hashes.resize(batch * HASH, 0);
+    let features = world.gather(&Tensor::from_slice(&features))?;
+    let features = features.f_view([-1]).and_then(Vec::<f32>::try_from).map_err(engine)?;
+    let hashes = world.gather(&Tensor::from_slice(&hashes))?;
+    let hashes = hashes.f_view([-1]).and_then(Vec::<u8>::try_from).map_err(engine)?;
+    Ok(round
+        .iter()
+        .enumerate()
+        .map(|(rank, rows)| {
+            let features = features[rank * batch * dim..][..rows.len() * dim].to_vec();
+            let hashes = hashes[rank * batch * HASH..].chunks_exact(HASH);
+            let rows = keys[rows.clone()].iter().zip(hashes);
+            let rows = rows.map(|(key, hash)| ((*key).to_owned(), String::from_utf8_lossy(hash).into_owned()));
+            Part { rows: rows.collect(), features }
+        })
+        .collect())
+}
+
+fn load(images: &TsvReader, range: Range<usize>, contract: &PixelContract) -> Result<Batch> {
     let length = contract.tensor_len();
     let mut pixels = vec![0f32; range.len() * length];
     let rows: Vec<Result<(String, String)>> = pixels

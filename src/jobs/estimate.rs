@@ -9,7 +9,7 @@ mod speed;
 use self::cost::{Layer, image_kept, image_layers, text_kept, text_layers};
 use super::ResolvedInput;
 use super::finetune::{Sets, open_sets, training_for};
-use crate::config::job::Compute;
+use crate::config::compute::Compute;
 use crate::config::parameters::{ContrastiveBatch, FinetuneParameters};
 use crate::config::training::TrainingConfig;
 use crate::error::{Context, Result};
@@ -147,7 +147,7 @@ pub(super) fn of_finetune(
     let path = |name: &str| -> Result<&std::path::Path> { Ok(super::resolved(inputs, name)?.path.as_path()) };
     let base = read_package(path("mlflow_model_path")?).context(|| "input mlflow_model_path")?;
     let parsed = training_for(&base, path("conf_files")?, parameters)?;
-    let (config, shared) = parsed.config.shared_by(compute.processes)?;
+    let (config, shared) = parsed.config.shared_by(device::processes(compute))?;
     let mut warnings: Vec<String> = parsed.warnings.into_iter().chain(shared).collect();
     let sets = open_sets(inputs, &config)?;
     let (train, validation) = (&sets.train, &sets.validation);

@@ -41,11 +41,6 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
 
     let device = device::select(context.compute)?;
     let world = context.world;
-    if world.size() > 1 && device.is_cuda() {
-        return Err(Error::config(
-            "several processes train on CPUs only, so far: set compute.device: cpu, or compute.processes: 1",
-        ));
-    }
     let mode = Mode::resolve(parameters.precision, config.fp16, device)?;
     if let Some(warning) = mode.substitution(parameters.precision, config.fp16) {
         tracing::warn!("{warning}");
@@ -109,6 +104,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         checkpoints: Checkpoints::new(store, context.continuation, parameters.keep_checkpoints, scratch),
         watch: Watch::new(world.is_first().then(|| SeriesFolder::new(store, run_id, step)).transpose()?),
         world,
+        bucket_bytes: context.compute.bucket_cap_mb << 20,
     };
     let outcome = training.run()?;
     if !world.is_first() {

@@ -25,7 +25,7 @@ pub use follow::follow;
 pub use inputs::ResolvedInput;
 pub use runner::{Plan, RunOptions, plan, run};
 
-use crate::config::job::Compute;
+use crate::config::compute::Compute;
 use crate::config::parameters::Parameters;
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};

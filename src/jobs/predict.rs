@@ -1,6 +1,6 @@
 //! Predict: a package on image files and texts, for a look at what serving will answer.
 
-use crate::config::job::Compute;
+use crate::config::compute::Compute;
 use crate::data::folder::EXTENSIONS;
 use crate::error::{Context, Error, Result};
 use crate::infer::{Encoder, device, zero_shot_logits};

@@ -277,7 +277,7 @@ impl Runner<'_> {
             continuation: &continuation,
             world: self.world,
         };
-        if matches!(step.parameters, Parameters::Finetune(_)) {
+        if matches!(step.parameters, Parameters::Finetune(_) | Parameters::Embed(_)) {
             announce(self.world, &Task::new(self.job, &context))?;
         }
         let produced = execute(&context, &step.parameters)?;

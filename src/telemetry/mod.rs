@@ -11,8 +11,10 @@ pub mod tfevents;
 pub use progress::{Measures, Progress, duration};
 
 use crate::error::{Error, Result};
-use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -26,6 +28,24 @@ pub enum LogFormat {
 }
 
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+static COPY: Mutex<Option<File>> = Mutex::new(None);
+
+/// Writes every log line from now on to this file too.
+///
+/// # Errors
+/// [`crate::ErrorKind::Storage`], [`crate::ErrorKind::NoSpace`] when it cannot be made.
+pub fn copy_to(path: &Path) -> Result<()> {
+    let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
+    *COPY.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    Ok(())
+}
+
+/// A line of the log, for the copy; a log that cannot be written is no reason to stop.
+fn copy(line: &[u8]) {
+    if let Some(file) = &mut *COPY.lock().unwrap_or_else(PoisonError::into_inner) {
+        let _ = file.write_all(line);
+    }
+}
 
 /// The format of the log; text as long as nothing was started.
 fn format() -> LogFormat {

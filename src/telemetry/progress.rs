@@ -185,6 +185,7 @@ impl std::io::Write for AboveBars {
         // a line comes in one call; whatever a library writes into it, no secret leaves
         let text = String::from_utf8_lossy(bytes);
         let shown = super::secrets::redact(&text);
+        super::copy(shown.as_bytes());
         BARS.suspend(|| std::io::stderr().write_all(shown.as_bytes()))?;
         Ok(bytes.len())
     }

@@ -36,6 +36,7 @@ pub(super) fn reducer<'w>(
     world: &'w World,
     params: &[(String, Tensor)],
     optimizer: &AdamW,
+    bucket_bytes: usize,
 ) -> Result<Option<Reducer<'w>>> {
     let Some(processes) = world.processes() else { return Ok(None) };
     let trained: HashSet<&String> = optimizer.groups().iter().flat_map(|g| &g.names).collect();
@@ -44,7 +45,7 @@ pub(super) fn reducer<'w>(
     if params.is_empty() {
         return Ok(None);
     }
-    Reducer::new(processes, params).map(Some).map_err(|text| world.blame(engine_text(&text)))
+    Reducer::new(processes, params, bucket_bytes).map(Some).map_err(|text| world.blame(engine_text(&text)))
 }
 
 /// The first process's accuracies: those of the others may differ by a rounding error.

@@ -69,6 +69,8 @@ pub struct Training<'a> {
     pub watch: Watch,
     /// The processes that share the training.
     pub world: &'a World,
+    /// About how many bytes of gradients they send at a time.
+    pub bucket_bytes: usize,
 }
 
 /// How a run ended.
@@ -146,7 +148,7 @@ impl Training<'_> {
             let all: Vec<Tensor> = all.chain(ema.iter().flat_map(Ema::tensors)).map(|(_, t)| t).collect();
             state = together::share(world, &state, &all)?;
         }
-        let reducer = together::reducer(world, &self.params.entries(), &optimizer)?;
+        let reducer = together::reducer(world, &self.params.entries(), &optimizer, self.bucket_bytes)?;
         let (sender, receiver) = sync_channel(AHEAD);
         let (loader, epochs) = (self.loader, config.epochs);
         let skip = state.step as usize * config.micro_batches();
@@ -282,7 +284,7 @@ impl Loop<'_, '_> {
         let mut fetch = || {
             let asked = Instant::now();
             let batch = next(receiver)?.ok_or_else(|| Error::internal("the loader ended early"))?;
-            watch.fetched(asked.elapsed(), batch.rows.len());
+            watch.fetched(asked.elapsed(), batch.round.iter().map(|part| part.rows.len()).sum());
             Ok(batch)
         };
         let passes = Passes {

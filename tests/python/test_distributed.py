@@ -35,7 +35,7 @@ TRAINING = merged(
     },
 )
 # what the others must not take for their own
-CLEAN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "GLOO_SOCKET_IFNAME")
+CLEAN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class Group(Bench):
@@ -44,7 +44,7 @@ class Group(Bench):
     def job(self, name="job", processes=1, timeout=30, **parameters):
         path = super().job(name, **parameters)
         job = yaml.safe_load(path.read_text())
-        job["compute"] |= {"processes": processes, "peer_timeout_seconds": timeout}
+        job["compute"] |= {"processes": processes, "peer_timeout_seconds": timeout, "join_timeout_seconds": max(timeout, 20)}
         path.write_text(yaml.safe_dump(job, sort_keys=False))
         return path
 
@@ -165,6 +165,88 @@ def test_as_pods_of_an_indexed_job(bench, both):
     codes, said = Ranks(bench, store, [job, job], "JOB_COMPLETION_INDEX", GLOO_SOCKET_IFNAME="lo").wait()
     assert codes == [0, 0], said
     assert bits(bench.result(store)) == bits(both[0])
+    [run] = records(store)
+    log = (store / "runs" / run / "rank-1.log").read_text()
+    assert "all processes have the same weights" in log and log in said[1], log
+
+
+def test_pods_that_start_several(bench, alone):
+    """Two pods of two processes each are four ranks; each has its log, also those that a pod's first process started."""
+    store = bench.new_store("pods")
+    job = bench.job("pods", 2, training={"TRAIN.BATCH_SIZE_PER_GPU": 3})
+    codes, said = Ranks(bench, store, [job, job], "JOB_COMPLETION_INDEX", GLOO_SOCKET_IFNAME="lo").wait()
+    assert codes == [0, 0], said
+    check_close(bench.result(store), alone)
+    [run] = records(store)
+    assert {path.name for path in (store / "runs" / run).glob("rank-*.log")} == {f"rank-{n}.log" for n in (1, 2, 3)}
+
+
+def test_pods_of_which_one_is_killed(bench):
+    """The other pod ends with all that it started, and says which rank it was."""
+    store = bench.new_store("pod-killed")
+    job = saving(bench, "pod-killed", 2, 3)
+    ranks = Ranks(bench, store, [job, job], "JOB_COMPLETION_INDEX", GLOO_SOCKET_IFNAME="lo")
+    ranks.saw(0, "checkpoint complete")
+    started = [workers(process.pid) for process in ranks.processes]
+    assert [sorted(pod) for pod in started] == [[0, 1], [2, 3]]
+    os.kill(started[1][3], signal.SIGKILL)
+    codes, said = ranks.wait(60)
+    assert codes == [PEER, PEER], said
+    assert "rank 3" in said[0].splitlines()[-1] and "rank 3" in said[1].splitlines()[-1], said
+    assert gone([*started[0].values(), *started[1].values()])
+
+
+def test_one_process_a_gpu_is_one_without(bench):
+    store = bench.new_store("auto")
+    done = bench.run(store, bench.job("auto", "auto", training={"MAX_NUM_EPOCHS": 1}))
+    assert done.returncode == 0 and "joined the other processes" not in done.stderr, done.stderr
+    assert len(bench.result(store).steps()) == 2
+
+
+def embed_job(bench, name, processes, batch=8):
+    """Path of a job that embeds the training images with the base model."""
+    job = {
+        "version": 1,
+        "kind": "Embed",
+        "name": "embed",
+        "compute": {"device": "cpu", "threads": 1, "processes": processes, "peer_timeout_seconds": 20},
+        "inputs": {"image_tsv": "train_images.tsv", "mlflow_model_path": "model:base@latest"},
+        "parameters": {"batch_size": batch},
+    }
+    path = bench.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
+    return path
+
+
+def embeddings(store):
+    """The files of the newest embeddings, but for the manifest's row of the program that made them."""
+    [folder] = (store / "data" / "embed-embeddings").iterdir()
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_embeddings_of_several_processes(bench):
+    """The same files, to the last byte; 50 rows in batches of 8, so that the last round and its last batch are not full."""
+    made = {}
+    for processes in (1, 2, 3):
+        store = bench.new_store(f"embed-{processes}")
+        done = bench.run(store, embed_job(bench, f"embed-{processes}", processes))
+        assert done.returncode == 0, done.stderr
+        made[processes] = embeddings(store)
+    assert set(made[1]) == {"embeddings.parquet", "embeddings.npy", "embeddings.pkl", "embeddings.json"}
+    assert made[1] == made[2] == made[3]
+
+
+def test_an_image_that_cannot_be_embedded(bench):
+    """Found by the second process: both end with the same error, and nothing is published."""
+    store, folder = bench.new_store("embed-bad"), bench.folder / "embed-bad-rows"
+    folder.mkdir()
+    bad = 8 + 3
+    content = [(key, data[: len(data) // 2] if n == bad else data) for n, (key, data, _) in enumerate(bench.train)]
+    write_tsv(folder / "train_images.tsv", content)
+    path = folder / "job.yaml"
+    path.write_text(embed_job(bench, "embed-bad", 2).read_text())
+    refused(bench.run(store, path), DATA, bench.train[bad][0])
+    assert not (store / "data").exists()
 
 
 def test_started_by_torchrun(bench, both):
@@ -289,7 +371,7 @@ def started(events, step):
     assert events.when(lambda line: line.get("message") == "checkpoint complete" and line["step"] >= step), events.seen[-5:]
 
 
-@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("turn", range(10))
 def test_a_rank_that_is_killed(bench, calm, turn):
     """Whichever it is, all end, soon and with one error, and the job goes on with as many processes as there are then."""
     chance = random.Random(turn)
