@@ -17,6 +17,13 @@ LABELS = ["number zero", "number one", "number two", "number three", "number fou
 ROWS_A_CLASS = 40
 KNN = 7
 
+# files that take longest, which begin first where several run side by side
+LONGEST = ("test_stores", "test_distributed", "test_crash", "test_mlflow_server", "test_store_pipeline", "test_resume", "test_package")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def binary():
