@@ -70,9 +70,16 @@ impl Evaluation<'_> {
         let knn = match self.knn {
             Some(k) => {
                 let reference = encode(encoder, self.reference, self.batch_size, world)?;
-                let (bank, queries) = (Bank::new(&reference, dim)?, Bank::new(&images, dim)?);
-                let scores = knn_scores(&bank, &classes(self.reference)?, &queries, count, k)?;
-                Some(accuracy(&scores, &truth))
+                let bank = Bank::new(&reference, dim)?;
+                let own = part(truth.len(), world);
+                let right = if own.is_empty() {
+                    0
+                } else {
+                    let queries = Bank::new(&images[own.start * dim..own.end * dim], dim)?;
+                    right(&knn_scores(&bank, &classes(self.reference)?, &queries, count, k)?, &truth[own])
+                };
+                let all = world.numbers(&[right as f64])?;
+                Some(all.iter().map(|n| n[0]).sum::<f64>() / truth.len().max(1) as f64)
             }
             None => None,
         };
@@ -87,8 +94,17 @@ fn classes(pairs: &ImageTextPairs) -> Result<Vec<usize>> {
 }
 
 fn accuracy(scores: &Scores, truth: &[usize]) -> f64 {
-    let right = scores.argmax().iter().zip(truth).filter(|(a, b)| a == b).count();
-    right as f64 / truth.len().max(1) as f64
+    right(scores, truth) as f64 / truth.len().max(1) as f64
+}
+
+fn right(scores: &Scores, truth: &[usize]) -> usize {
+    scores.argmax().iter().zip(truth).filter(|(a, b)| a == b).count()
+}
+
+/// The rows that this process looks at, of so many.
+fn part(rows: usize, world: &World) -> Range<usize> {
+    let (rank, size) = (world.rank(), world.size());
+    rows * rank / size..rows * (rank + 1) / size
 }
 
 /// The features of all images, row-major. The batches are the same however many processes share them.

@@ -236,6 +236,18 @@ def test_embeddings_of_several_processes(bench):
     assert made[1] == made[2] == made[3]
 
 
+def test_neighbours_are_looked_for_by_all(bench):
+    """4 processes and 9 validation images, each with its part of them: the accuracies of one process."""
+    accuracies = {}
+    for processes, size in ((1, 12), (4, 3)):
+        extra = {"MAX_NUM_EPOCHS": 1, "EVALDATASET_NEIGHBOURS.KNN": 5, "EVAL_AT_START": True, "TRAIN.BATCH_SIZE_PER_GPU": size}
+        store = bench.new_store(f"neighbours-{processes}")
+        done = bench.run(store, bench.job(f"neighbours-{processes}", processes, training=extra))
+        assert done.returncode == 0, done.stderr
+        accuracies[processes] = [line["evaluation"] for line in bench.result(store).series() if "evaluation" in line]
+    assert accuracies[1] == accuracies[4] and all(a["knn"] is not None for a in accuracies[1]), accuracies
+
+
 def test_an_image_that_cannot_be_embedded(bench):
     """Found by the second process: both end with the same error, and nothing is published."""
     store, folder = bench.new_store("embed-bad"), bench.folder / "embed-bad-rows"
