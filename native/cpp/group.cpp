@@ -26,9 +26,9 @@ namespace {
 
 // What nccl.cpp exports.
 struct Nccl {
-    char *(*identity)(int device, char *out) = nullptr;
+    char *(*take)(int device, char *out) = nullptr;
     char *(*add)(void *group, void *store, int device, int64_t timeout_ms) = nullptr;
-    char *(*end)(void *group, int failed) = nullptr;
+    char *(*end)(void *group) = nullptr;
 };
 Nccl nccl;
 
@@ -48,8 +48,8 @@ struct Group {
     bool nccl = false;
 };
 
-void close(Group &group, bool failed) {
-    if (group.nccl && group.group) free(nccl.end(&group.group, failed));
+void close(Group &group) {
+    if (group.nccl && group.group) free(nccl.end(&group.group));
     group.group.reset();
 }
 
@@ -81,7 +81,8 @@ char *mt_nccl_load(const uint8_t *library, size_t length) {
         TORCH_CHECK(file >= 0, "no file in memory can be made: ", strerror(errno));
         for (size_t done = 0; done < length;) {
             auto wrote = write(file, library + done, length - done);
-            if (wrote <= 0) break;
+            if (wrote < 0 && errno == EINTR) continue;
+            TORCH_CHECK(wrote > 0, "a file in memory cannot be written: ", strerror(errno));
             done += static_cast<size_t>(wrote);
         }
         void *loaded = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -93,15 +94,15 @@ char *mt_nccl_load(const uint8_t *library, size_t length) {
             TORCH_CHECK(found, name, " is missing");
             return found;
         };
-        nccl.identity = reinterpret_cast<decltype(nccl.identity)>(find("mt_nccl_identity"));
+        nccl.take = reinterpret_cast<decltype(nccl.take)>(find("mt_nccl_take"));
         nccl.end = reinterpret_cast<decltype(nccl.end)>(find("mt_nccl_end"));
         nccl.add = reinterpret_cast<decltype(nccl.add)>(find("mt_nccl_add"));
     });
 }
 
 // Meets the other processes: rank 0 (or whoever `serves`) listens at host:port, all others connect. Empty `interface`: the
-// address that the machine's name has. A `listener` of 0 or more is a socket that listens at the port already. Every wait ends after
-// the timeout, that for the others to come after one of its own. With a `device` of 0 or more, tensors on that GPU go
+// address that the machine's name has. A `listener` of 0 or more is a socket that listens at the port already. They are
+// waited for until `join_timeout_ms` have passed; every other wait ends after `timeout_ms`. With a `device` of 0 or more, tensors on that GPU go
 // through NCCL, or through Gloo where two processes have the same GPU, as NCCL cannot; `shared` says so.
 char *mt_group_join(const char *host, int port, int serves, int listener, int rank, int size, const char *prefix,
                     const char *interface, int64_t join_timeout_ms, int64_t timeout_ms, int device, int *shared, void **out) {
@@ -118,8 +119,23 @@ char *mt_group_join(const char *host, int port, int serves, int listener, int ra
         auto store = c10::make_intrusive<c10d::PrefixStore>(prefix, tcp);
         std::vector<std::string> everybody;
         for (int r = 0; r < size; ++r) everybody.push_back("here/" + std::to_string(r));
-        store->set(everybody[static_cast<size_t>(rank)], std::vector<uint8_t>{1});
-        store->wait(everybody, join_timeout);
+        auto count = std::to_string(size);
+        store->set(everybody[static_cast<size_t>(rank)], std::vector<uint8_t>(count.begin(), count.end()));
+        try {
+            store->wait(everybody, join_timeout);
+        } catch (const std::exception &) {
+            std::string missing;
+            for (int r = 0; r < size; ++r)
+                if (!store->check({everybody[static_cast<size_t>(r)]})) missing += " " + std::to_string(r);
+            TORCH_CHECK(missing.empty(), "nobody came as rank", missing);
+            throw;
+        }
+        for (int r = 0; r < size; ++r) {
+            auto said = store->get(everybody[static_cast<size_t>(r)]);
+            std::string other(said.begin(), said.end());
+            TORCH_CHECK(other == count, "unlike processes: rank ", r, " is one of ", other, ", rank ", rank, " one of ", count,
+                        "; do all machines start as many?");
+        }
         tcp->setTimeout(timeout);
         auto gloo_options = c10d::ProcessGroupGloo::Options::create(timeout);
         gloo_options->devices.push_back(*interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
@@ -134,12 +150,12 @@ char *mt_group_join(const char *host, int port, int serves, int listener, int ra
         if (device >= 0) {
             TORCH_CHECK(nccl.add, "NCCL was not loaded");
             std::vector<uint8_t> own(16);
-            raise(nccl.identity(device, reinterpret_cast<char *>(own.data())));
+            raise(nccl.take(device, reinterpret_cast<char *>(own.data())));
             store->set("gpu/" + std::to_string(rank), own);
             std::set<std::vector<uint8_t>> gpus;
             for (int r = 0; r < size; ++r) {
                 auto gpu = store->get("gpu/" + std::to_string(r));
-                TORCH_CHECK(gpu.size() == own.size(), "rank ", r, " computes on a CPU, rank ", rank, " on a GPU");
+                TORCH_CHECK(gpu.size() == own.size(), "unlike processes: rank ", r, " computes on a CPU, rank ", rank, " on a GPU");
                 gpus.insert(gpu);
             }
             *shared = gpus.size() < static_cast<size_t>(size);
@@ -160,12 +176,12 @@ char *mt_group_join(const char *host, int port, int serves, int listener, int ra
 
 // Closes the connections of collectives, so that whoever waits in one ends; the store stays.
 char *mt_group_close(void *group) {
-    return guarded([&] { close(*static_cast<Group *>(group), /*failed=*/true); });
+    return guarded([&] { close(*static_cast<Group *>(group)); });
 }
 
 void mt_group_leave(void *group) {
     free(guarded([&] {
-        close(*static_cast<Group *>(group), /*failed=*/false);
+        close(*static_cast<Group *>(group));
         delete static_cast<Group *>(group);
     }));
 }

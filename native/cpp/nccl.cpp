@@ -13,9 +13,12 @@
 
 extern "C" {
 
-// Writes the 16 bytes that no other GPU has.
-char *mt_nccl_identity(int device, char *out) {
-    return guarded([&] { memcpy(out, at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device))->uuid.bytes, 16); });
+// Takes this GPU for the calling thread, and writes the 16 bytes that no other one has.
+char *mt_nccl_take(int device, char *out) {
+    return guarded([&] {
+        c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
+        memcpy(out, at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device))->uuid.bytes, 16);
+    });
 }
 
 // Lets a group talk through NCCL about tensors on this GPU, which no other of its processes uses. `group` is a
@@ -27,7 +30,6 @@ char *mt_nccl_add(void *group, void *store, int device, int64_t timeout_ms) {
         setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", 0);
         auto &processes = *static_cast<c10::intrusive_ptr<c10d::ProcessGroup> *>(group);
         auto &meeting = *static_cast<c10::intrusive_ptr<c10d::Store> *>(store);
-        c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
         auto options = c10d::ProcessGroupNCCL::Options::create();
         options->timeout = std::chrono::milliseconds(timeout_ms);
         auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(c10::make_intrusive<c10d::PrefixStore>("nccl", meeting),
@@ -37,12 +39,10 @@ char *mt_nccl_add(void *group, void *store, int device, int64_t timeout_ms) {
     });
 }
 
-// Ends what mt_nccl_add began: waits for what was sent, or after a failure gives it up.
-char *mt_nccl_end(void *group, int failed) {
+// Ends what mt_nccl_add began. What was begun has been waited for, or is given up: an orderly end has no time limit.
+char *mt_nccl_end(void *group) {
     return guarded([&] {
-        auto nccl = (*static_cast<c10::intrusive_ptr<c10d::ProcessGroup> *>(group))->getBackend(c10::DeviceType::CUDA);
-        if (failed) nccl->abort();
-        else nccl->shutdown();
+        (*static_cast<c10::intrusive_ptr<c10d::ProcessGroup> *>(group))->getBackend(c10::DeviceType::CUDA)->abort();
     });
 }
 }

@@ -82,16 +82,21 @@ static NCCL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libmedtune_nccl.s
 /// # Errors
 /// A text when this program was built without NCCL, or CUDA's libraries are not beside libtorch.
 pub fn load_nccl() -> Result<(), String> {
-    #[cfg(not(has_nccl))]
-    return Err("this program was built without NCCL: build it where scripts/setup has installed libtorch".to_owned());
-    #[cfg(has_nccl)]
-    {
-        if !crate::load_cuda() {
-            return Err("libtorch_cuda.so cannot be loaded".to_owned());
-        }
-        // SAFETY: the library's bytes live for ever.
-        check(unsafe { mt_nccl_load(NCCL.as_ptr(), NCCL.len()) })
+    if !crate::load_cuda() {
+        return Err("libtorch_cuda.so cannot be loaded".to_owned());
     }
+    load()
+}
+
+#[cfg(has_nccl)]
+fn load() -> Result<(), String> {
+    // SAFETY: the library's bytes live for ever.
+    check(unsafe { mt_nccl_load(NCCL.as_ptr(), NCCL.len()) })
+}
+
+#[cfg(not(has_nccl))]
+fn load() -> Result<(), String> {
+    Err("this program was built without NCCL: build it where scripts/setup has installed libtorch".to_owned())
 }
 
 /// A group that was joined; left when it is dropped.
@@ -277,7 +282,6 @@ impl Drop for Reducer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Cuda, Device, Kind};
 
     fn alone(gpu: Option<usize>) -> Result<ProcessGroup, String> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -313,6 +317,8 @@ mod tests {
     #[test]
     #[cfg(has_nccl)]
     fn nccl_loads_and_asks_for_a_gpu() {
+        use tch::{Cuda, Device, Kind};
+
         load_nccl().unwrap();
         load_nccl().unwrap();
         let joined = alone(Some(0));

@@ -70,7 +70,7 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
     let mut rank_log = environment.get(distributed::LOG).map(PathBuf::from);
     let mut own_log = None;
     if let Some(membership) = &mut membership {
-        device::share(&mut job.compute, membership);
+        device::share(&mut job.compute, membership)?;
         if membership.rank > 0 && rank_log.is_none() {
             // nobody else keeps what this process says for the run record
             let log = tempfile::NamedTempFile::new();

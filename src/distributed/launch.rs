@@ -44,8 +44,9 @@ struct Worker {
 }
 
 /// Runs this program `count` times with its own arguments; the first of them speaks for all, the log of the others goes to files
-/// that end with them. These are all ranks, or those of a `pod`: of as many as all pods start. When the first has ended, or another
-/// one badly, the rest have `patience` to end by themselves, and a shorter time when that one could not say why it ended.
+/// that end with them. These are all ranks, or those of a `pod`: of as many as all pods start. When the first has ended, the rest have
+/// `patience` to end by themselves, or half a minute when it ended badly; somewhat more than `patience` when another one has ended badly,
+/// and half a minute when that one could not say why, but for the first, which writes the record.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Peer`] when the first was killed, or another one failed although the first did not.
@@ -65,7 +66,7 @@ pub fn supervise(count: usize, pod: Option<&Membership>, patience: Duration) -> 
     }
     // the one that needs it has it
     drop(meeting);
-    let (mut first, mut deadline, mut forwarded) = (None, None, None);
+    let (mut first, mut deadline, mut last, mut forwarded) = (None, None, None, None);
     while workers.iter().any(|w| w.ended.is_none()) {
         for (local, worker) in workers.iter_mut().enumerate().filter(|(_, w)| w.ended.is_none()) {
             worker.ended =
@@ -76,8 +77,11 @@ pub fn supervise(count: usize, pod: Option<&Membership>, patience: Duration) -> 
             }
             // the others hear from one that ends with an error, unless it had not met them yet; nobody is needed after rank 0
             let until = match status.signal() {
-                Some(_) if forwarded.is_none() => Some(SILENT_DEATH.min(patience)),
-                _ if worker.rank == 0 || !status.success() => Some(patience),
+                Some(_) if forwarded.is_none() => Some(SILENT_DEATH),
+                // a hung one is not waited for twice
+                _ if local == 0 && !status.success() => Some(patience.min(SILENT_DEATH)),
+                _ if local == 0 => Some(patience),
+                _ if !status.success() => Some(patience + SILENT_DEATH),
                 _ => None,
             };
             let until = until.map(|wait| Instant::now() + wait);
@@ -89,6 +93,11 @@ pub fn supervise(count: usize, pod: Option<&Membership>, patience: Duration) -> 
             end(&mut workers, signal);
         }
         if deadline.is_some_and(|d| Instant::now() > d) {
+            end(&mut workers[1..], Signal::SIGKILL);
+            // it finds out by itself, and then has a record to write
+            last.get_or_insert(Instant::now() + patience + SILENT_DEATH);
+        }
+        if last.is_some_and(|d| Instant::now() > d) {
             end(&mut workers, Signal::SIGKILL);
         }
         std::thread::sleep(POLL);

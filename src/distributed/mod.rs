@@ -4,6 +4,7 @@
 mod launch;
 mod membership;
 mod post;
+mod watchdog;
 mod world;
 
 pub use launch::{Ended, LOG, PARENT, follow_parent, supervise};

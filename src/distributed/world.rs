@@ -7,6 +7,7 @@
 
 use super::membership::Membership;
 use super::post::Post;
+use super::watchdog::Watchdog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::sha256_hex;
 use medtune_native::{Meeting, ProcessGroup};
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// How often a process looks whether another has left something.
 const POLL: Duration = Duration::from_millis(20);
@@ -37,6 +38,7 @@ struct Group {
     // how many times all have waited for what one says; the same in every process
     turns: AtomicUsize,
     beat: Beat,
+    _watchdog: Watchdog,
 }
 
 impl World {
@@ -67,6 +69,9 @@ impl World {
         };
         let processes = ProcessGroup::join(&meeting).map_err(|text| {
             let (seconds, text) = (membership.join_timeout.as_secs(), one_line(&text));
+            if text.starts_with("unlike processes") {
+                return Error::config(text);
+            }
             Error::peer(format!(
                 "rank {rank} of {size} did not meet the others at {host}:{port} within {seconds} s: see that all are started, that the port is open, and that GLOO_SOCKET_IFNAME is right ({text})"
             ))
@@ -79,6 +84,7 @@ impl World {
         let processes = Arc::new(processes);
         let post = Arc::new(Post::open(Arc::clone(&processes), membership.timeout));
         let beat = Beat::start(Arc::clone(&post), *rank, membership.timeout);
+        let watchdog = Watchdog::start(Arc::clone(&post), (*rank, *size), membership.timeout);
         tracing::info!(rank, of = size, at = %format!("{host}:{port}"), "joined the other processes");
         Ok(World(Some(Group {
             processes,
@@ -88,6 +94,7 @@ impl World {
             timeout: membership.timeout,
             turns: AtomicUsize::new(0),
             beat,
+            _watchdog: watchdog,
         })))
     }
 
@@ -140,6 +147,19 @@ impl World {
     /// As [`World::gather`].
     pub fn broadcast(&self, tensors: &[Tensor]) -> Result<()> {
         self.0.as_ref().map_or(Ok(()), |g| g.processes.broadcast(tensors).map_err(|text| g.explain(&text)))
+    }
+
+    /// Waits, within the time limit, until what was begun about tensors on this device has arrived. What a reducer begins on a GPU is
+    /// otherwise waited for by the GPU alone, for ever.
+    ///
+    /// # Errors
+    /// As [`World::gather`].
+    pub fn settle(&self, device: Device) -> Result<()> {
+        if self.size() == 1 || !device.is_cuda() {
+            return Ok(());
+        }
+        let mark = Tensor::f_zeros([1], (Kind::Float, device));
+        self.sum(&[mark.map_err(|e| Error::engine("cannot make a tensor").with_source(e))?])
     }
 
     /// The error of a call that was made past this type, such as a backward pass with a reducer: another process's, if it is to
@@ -283,14 +303,17 @@ impl World {
 impl Group {
     /// Waits for what a rank says under a key, as long as it is alive.
     fn hear_from(&self, rank: usize, key: &str) -> Result<Vec<u8>> {
-        let mut watched = Watched::default();
+        let (mut watched, mut turn) = (Watched::default(), 0u32);
         loop {
             match self.post.get(key) {
                 Ok(Some(said)) => return Ok(said),
                 Ok(None) => {}
                 Err(text) => return Err(self.explain(&text)),
             }
-            if let Some(error) = self.last_words(rank) {
+            // of the others not each time: they may be many
+            turn += 1;
+            let of_all = if turn % 50 == 0 { 0..self.size } else { rank..rank + 1 };
+            if let Some(error) = of_all.filter(|r| *r != self.rank).find_map(|r| self.last_words(r)) {
                 return Err(error);
             }
             if watched.silent_for(self.post.get(&Beat::key(rank)).ok().flatten()) > self.timeout {
@@ -308,6 +331,10 @@ impl Group {
 
     /// Who is to blame for a call that failed.
     fn explain(&self, text: &str) -> Error {
+        // of this process's own doing
+        if ["out of memory", "CUDA error"].iter().any(|own| text.contains(own)) {
+            return Error::engine(one_line(text));
+        }
         let others = || (0..self.size).filter(|r| *r != self.rank);
         let mut watched: Vec<Watched> = (0..self.size).map(|_| Watched::default()).collect();
         let begun = Instant::now();
@@ -343,14 +370,14 @@ impl Group {
     }
 }
 
-fn silent(rank: usize, timeout: Duration) -> Error {
+pub(super) fn silent(rank: usize, timeout: Duration) -> Error {
     let seconds = timeout.as_secs();
     Error::peer(format!("rank {rank} has shown no sign of life for {seconds} s"))
 }
 
 /// How long a beat has been the same.
 #[derive(Debug)]
-struct Watched {
+pub(super) struct Watched {
     beat: Option<Vec<u8>>,
     since: Instant,
 }
@@ -362,7 +389,7 @@ impl Default for Watched {
 }
 
 impl Watched {
-    fn silent_for(&mut self, beat: Option<Vec<u8>>) -> Duration {
+    pub(super) fn silent_for(&mut self, beat: Option<Vec<u8>>) -> Duration {
         if beat != self.beat {
             *self = Watched { beat, since: Instant::now() };
         }
@@ -372,19 +399,23 @@ impl Watched {
 
 /// Says again and again that this process is alive, until it is dropped.
 #[derive(Debug)]
-struct Beat {
+pub(super) struct Beat {
     period: Duration,
     ended: Arc<AtomicBool>,
     thread: Thread,
 }
 
 impl Beat {
-    fn key(rank: usize) -> String {
+    pub(super) fn period(timeout: Duration) -> Duration {
+        (timeout / 20).clamp(Duration::from_millis(100), Duration::from_secs(5))
+    }
+
+    pub(super) fn key(rank: usize) -> String {
         format!("beat/{rank}")
     }
 
     fn start(post: Arc<Post>, rank: usize, timeout: Duration) -> Beat {
-        let period = (timeout / 20).clamp(Duration::from_millis(100), Duration::from_secs(5));
+        let period = Beat::period(timeout);
         let ended = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ended);
         let thread = std::thread::spawn(move || {
@@ -420,16 +451,19 @@ fn error_bytes(error: &Error) -> Vec<u8> {
 }
 
 /// The error that a rank ended with.
-fn parse_error(rank: usize, said: &[u8]) -> Error {
+pub(super) fn parse_error(rank: usize, said: &[u8]) -> Error {
     let text = String::from_utf8_lossy(said);
     let (code, message) = text.split_once(' ').unwrap_or(("", &text));
     let kind = ErrorKind::ALL.into_iter().find(|k| k.exit_code().to_string() == code).unwrap_or(ErrorKind::Peer);
     Error::new(kind, format!("rank {rank}: {message}"))
 }
 
-/// c10d's messages have many lines: the first says what, the rest where in its sources.
+/// c10d's messages have many lines: the first says what, the rest where in its sources; what NCCL found comes last.
 fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().take(300).collect()
+    let first = text.lines().next().unwrap_or_default();
+    let cause = text.split_once("Last error:").and_then(|(_, rest)| rest.lines().find(|l| !l.trim().is_empty()));
+    let line = cause.map_or_else(|| first.to_owned(), |cause| format!("{first}: {}", cause.trim()));
+    line.chars().take(300).collect()
 }
 
 /// The bytes of a tensor on any device.

@@ -44,8 +44,10 @@ impl Task {
 }
 
 fn fingerprint(job: &Job) -> String {
-    // what each machine may set for itself does not count
-    let job = serde_json::json!({ "code": crate::CODE_VERSION, "name": job.name, "work": job.work });
+    // of `compute` what each machine may set for itself does not count
+    let buckets = job.compute.bucket_cap_mb;
+    let job =
+        serde_json::json!({ "code": crate::CODE_VERSION, "name": job.name, "work": job.work, "buckets": buckets });
     sha256_hex(job.to_string().as_bytes())
 }
 

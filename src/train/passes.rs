@@ -80,7 +80,8 @@ impl Passes<'_> {
     fn backward(&self, last: bool, run: impl FnOnce() -> TchResult<()>) -> Result<()> {
         let Some(reducer) = self.reducer.filter(|_| last) else { return run().map_err(engine) };
         let expected = reducer.expect().map_err(|text| engine_text(&text));
-        expected.and_then(|()| run().map_err(engine)).map_err(|error| self.world.blame(error))
+        expected.and_then(|()| run().map_err(engine)).map_err(|error| self.world.blame(error))?;
+        self.world.settle(self.device)
     }
 
     /// `[B, d]` features of this process to those of all, `[size * B, d]` by rank; the others' are constants.

@@ -18,7 +18,7 @@ ROWS_A_CLASS = 40
 KNN = 7
 
 # files that take longest, which begin first where several run side by side
-LONGEST = ("test_stores", "test_distributed", "test_crash", "test_mlflow_server", "test_store_pipeline", "test_resume", "test_package")
+LONGEST = ("test_mlflow_server", "test_store_pipeline", "test_package", "test_training", "test_watch", "test_store_inputs")
 
 
 def pytest_collection_modifyitems(items):

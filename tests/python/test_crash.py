@@ -194,7 +194,9 @@ def test_killed_in_every_step(bench, calm):
         if status == 0:
             continue
         assert status == -9
-        assert bench.ask(store, "runs", "show", events.run_id)["status"] == "running"
+        shown = bench.ask(store, "runs", "show", events.run_id)["status"]
+        # killed after its last word
+        assert shown == "running" or (shown == "succeeded" and finished == set(STEPS)), shown
 
     assert {"prepare", "finetune"} <= set(hit) and len(hit) > len(STEPS) / 2, f"too many kills came late: {hit}"
     events, record = bench.finish(store)

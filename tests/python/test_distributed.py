@@ -196,9 +196,33 @@ def test_pods_of_which_one_is_killed(bench):
     assert gone([*started[0].values(), *started[1].values()])
 
 
+def test_pods_that_start_unlike_numbers(bench):
+    """One pod starts two processes, the other is one itself: they do not make up two worlds, and it is said which they are."""
+    store = bench.new_store("unlike")
+    jobs = [bench.job("unlike-2", 2, timeout=10), bench.job("unlike-1", 1, timeout=10)]
+    codes, said = Ranks(bench, store, jobs, "JOB_COMPLETION_INDEX", GLOO_SOCKET_IFNAME="lo").wait()
+    assert codes[1] == CONFIG and "rank 0 is one of 4, rank 1 one of 2" in said[1].splitlines()[-1], said
+    assert codes[0] == PEER and "nobody came as rank 2 3" in said[0], said
+
+
+def test_other_buckets_are_refused(bench):
+    """They would add up gradients of different parameters."""
+    store = bench.new_store("buckets")
+    job = bench.job("buckets-25", timeout=10)
+    other = bench.folder / "other-buckets" / job.name
+    other.parent.mkdir()
+    document = yaml.safe_load(job.read_text())
+    document["compute"]["bucket_cap_mb"] = 1
+    other.write_text(yaml.safe_dump(document))
+    codes, said = Ranks(bench, store, [job, other], GLOO_SOCKET_IFNAME="lo").wait()
+    assert codes == [CONFIG, CONFIG] and "another job file" in said[0].splitlines()[-1], said
+
+
 def test_one_process_a_gpu_is_one_without(bench):
     store = bench.new_store("auto")
-    done = bench.run(store, bench.job("auto", "auto", training={"MAX_NUM_EPOCHS": 1}))
+    path = bench.job("auto", "auto", training={"MAX_NUM_EPOCHS": 1})
+    path.write_text(path.read_text().replace("device: cpu", "device: auto"))
+    done = bench.run(store, path)
     assert done.returncode == 0 and "joined the other processes" not in done.stderr, done.stderr
     assert len(bench.result(store).steps()) == 2
 
@@ -219,7 +243,7 @@ def embed_job(bench, name, processes, batch=8):
 
 
 def embeddings(store):
-    """The files of the newest embeddings, but for the manifest's row of the program that made them."""
+    """The files of the only embeddings of a store."""
     [folder] = (store / "data" / "embed-embeddings").iterdir()
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
