@@ -12,6 +12,7 @@ pub mod parameters;
 pub mod prompts;
 mod render;
 pub mod schema;
+pub mod split;
 pub mod store;
 mod suggest;
 pub mod training;

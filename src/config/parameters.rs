@@ -1,32 +1,13 @@
 //! The parameters of each job kind, with the contract's names and defaults.
 
 use super::prompts;
+use super::split::SplitParameters;
 use super::suggest::did_you_mean;
 use crate::error::{Error, Result};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-/// Fractions of the three splits; they must add up to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SplitParameters {
-    /// Share of rows for training.
-    pub train: f64,
-    /// Share of rows for choosing (thresholds, best epoch).
-    pub validation: f64,
-    /// Share of rows for the final report.
-    pub test: f64,
-    /// Seed of the stratified draw.
-    pub seed: u64,
-}
-
-impl Default for SplitParameters {
-    fn default() -> Self {
-        SplitParameters { train: 0.6, validation: 0.2, test: 0.2, seed: 42 }
-    }
-}
 
 /// Parameters of Prepare.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -61,14 +42,7 @@ impl Default for PrepareParameters {
 
 impl PrepareParameters {
     fn validate(&self) -> Result<()> {
-        let s = &self.split;
-        let parts = [s.train, s.validation, s.test];
-        if parts.iter().any(|p| !(*p > 0.0 && *p < 1.0)) || (parts.iter().sum::<f64>() - 1.0).abs() > 1e-9 {
-            return Err(Error::config(format!(
-                "parameters.split: train {}, validation {} and test {} must each be over 0 and add up to 1",
-                s.train, s.validation, s.test
-            )));
-        }
+        self.split.validate()?;
         in_range("image_size", self.image_size.into(), 8, 4096)?;
         in_range("jpeg_quality", self.jpeg_quality.into(), 1, 100)?;
         if !self.text_template.contains("{label}") {

@@ -13,6 +13,6 @@ pub use constants::TextConstants;
 pub use folder::{FolderScan, ImageFile, scan};
 pub use labels::Labels;
 pub use pairs::{ImageTextPairs, validate_images};
-pub use split::{keep_most_frequent, stratified_split, unique_in_order};
+pub use split::{first_alike, grouped_split, keep_most_frequent, sklearn_split, stratified_split, unique_in_order};
 pub use text::{ClassRow, TextContent, TextRow, read_class_rows, read_text_rows, write_class_rows};
 pub use tsv::{Row, TsvReader, TsvWriter};

@@ -2,14 +2,16 @@
 
 use super::{Artifact, Produced, StepContext};
 use crate::config::parameters::PrepareParameters;
+use crate::config::split::{Repeated, SplitMethod, SplitParameters};
 use crate::data::tsv::index_path;
 use crate::data::{
-    ClassRow, Labels, TextConstants, TsvWriter, keep_most_frequent, scan, stratified_split, unique_in_order,
-    write_class_rows,
+    ClassRow, ImageFile, Labels, TextConstants, TsvWriter, first_alike, grouped_split, keep_most_frequent, scan,
+    sklearn_split, stratified_split, unique_in_order, write_class_rows,
 };
 use crate::error::{Context, Error, Result};
 use crate::imaging::standardise;
 use crate::registry::AssetKind;
+use crate::storage::sha256_hex;
 use crate::telemetry::Progress;
 use rayon::prelude::*;
 use serde_json::json;
@@ -32,10 +34,18 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         .map(|image| constants.text(&image.folder, &parameters.text_template))
         .collect::<Result<_>>()
         .context(|| format!("'{}'", constants_file.display()))?;
-    let kept = match parameters.keep_most_frequent {
+    let mut kept: Vec<usize> = match parameters.keep_most_frequent {
         0 => (0..texts.len()).collect(),
         n => keep_most_frequent(&texts, n),
     };
+    let mut alike = first_alike(&content_hashes(&found.images, &kept)?);
+    let repeated = alike.iter().enumerate().filter(|(row, first)| row != *first).count();
+    if parameters.split.repeated == Repeated::Drop {
+        warn_of_contradictions(&found.images, &texts, (&kept, &alike));
+        let mut rows = alike.iter().enumerate();
+        kept.retain(|_| rows.next().is_some_and(|(row, first)| row == *first));
+        alike = (0..kept.len()).collect();
+    }
     let labels = Labels::new(unique_in_order(kept.iter().map(|&i| texts[i].as_str())))?;
     let class_ids: Vec<u32> = kept
         .iter()
@@ -50,8 +60,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
             )));
         }
     }
-    let split = &parameters.split;
-    let parts = stratified_split(&class_ids, &[split.train, split.validation, split.test], split.seed)?;
+    let keys: Vec<&str> = kept.iter().map(|&i| found.images[i].key.as_str()).collect();
+    let parts = split(&parameters.split, &class_ids, &labels, &keys)?;
+    check_leaks(&parts, &alike, &keys, parameters.split.repeated)?;
 
     let label_file = context.scratch.join("unique_texts.txt");
     labels.write(&label_file)?;
@@ -81,6 +92,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     produced.outputs.insert("label_file".to_owned(), tsv(label_file, "label texts, one a line", &facts));
     produced.metrics = json!({
         "images": kept.len(),
+        "repeated": repeated,
         "left_out": found.images.len() - kept.len(),
         "classes": labels.len(),
         "train": parts[0].len(),
@@ -88,6 +100,110 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         "test": parts[2].len(),
     });
     Ok(produced)
+}
+
+/// SHA-256 of each kept file.
+fn content_hashes(images: &[ImageFile], kept: &[usize]) -> Result<Vec<String>> {
+    let bar = Progress::new("compare", kept.len() as u64, "images");
+    kept.par_iter()
+        .map(|&i| {
+            let path = &images[i].path;
+            let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+            bar.advance(1, "");
+            Ok(sha256_hex(&bytes))
+        })
+        .collect()
+}
+
+/// Of two files with the same content and different texts the first one is kept: its text may be the wrong one.
+fn warn_of_contradictions(images: &[ImageFile], texts: &[String], (kept, alike): (&[usize], &[usize])) {
+    for (row, &first) in alike.iter().enumerate() {
+        let (dropped, kept) = (kept[row], kept[first]);
+        if texts[dropped] != texts[kept] {
+            tracing::warn!(
+                "'{}' is the same image as '{}', which has another label, and is left out",
+                images[dropped].key,
+                images[kept].key
+            );
+        }
+    }
+}
+
+/// The rows of each part.
+fn split(split: &SplitParameters, class_ids: &[u32], labels: &Labels, keys: &[&str]) -> Result<Vec<Vec<usize>>> {
+    let fractions = [split.train, split.validation, split.test];
+    if let Some(pattern) = split.groups()? {
+        let group = |key: &&str| {
+            let found = pattern.captures(key).and_then(|c| c.get(1)).map(|m| m.as_str().to_owned());
+            found.ok_or_else(|| {
+                Error::data(format!(
+                    "'{key}' does not match parameters.split.group_pattern '{}': rename the file or correct the pattern",
+                    pattern.as_str()
+                ))
+            })
+        };
+        let groups = keys.iter().map(group).collect::<Result<Vec<_>>>()?;
+        return named(grouped_split(class_ids, &groups, &fractions, split.seed), labels);
+    }
+    match split.method {
+        SplitMethod::PerClass => stratified_split(class_ids, &fractions, split.seed),
+        SplitMethod::ScikitLearn => {
+            // it takes classes in the order of their texts
+            let mut order: Vec<usize> = (0..labels.len()).collect();
+            order.sort_by_key(|&id| &labels.texts()[id]);
+            let mut rank = vec![0; labels.len()];
+            order.iter().enumerate().for_each(|(place, &id)| rank[id] = place as u32);
+            let ranks: Vec<u32> = class_ids.iter().map(|&id| rank[id as usize]).collect();
+            let parts = sklearn_split(&ranks, fractions, split.seed)?;
+            for (name, part) in SPLITS.iter().zip(&parts) {
+                if let Some(missing) =
+                    (0..labels.len()).find(|&id| !part.iter().any(|&row| class_ids[row] as usize == id))
+                {
+                    return Err(Error::data(format!(
+                        "class '{}' has no image in the {name} split: add images, leave the class out, or use the method per_class",
+                        labels.texts()[missing]
+                    )));
+                }
+            }
+            Ok(parts)
+        }
+    }
+}
+
+/// Errors about class N name its label, too.
+fn named<T>(result: Result<T>, labels: &Labels) -> Result<T> {
+    result.map_err(|error| {
+        let text = error.to_string();
+        let id = text.strip_prefix("class ").and_then(|t| t.split(' ').next()).and_then(|n| n.parse::<usize>().ok());
+        match id.and_then(|id| labels.texts().get(id)) {
+            Some(label) => error.context(format!("'{label}'")),
+            None => error,
+        }
+    })
+}
+
+/// No image may be in two parts under two names: what is measured on one would have been learned from the other.
+fn check_leaks(parts: &[Vec<usize>], alike: &[usize], keys: &[&str], repeated: Repeated) -> Result<()> {
+    let mut part_of = vec![0; keys.len()];
+    for (part, rows) in parts.iter().enumerate() {
+        rows.iter().for_each(|&row| part_of[row] = part);
+    }
+    let leaks: Vec<(usize, usize)> =
+        alike.iter().copied().enumerate().filter(|&(row, first)| part_of[row] != part_of[first]).collect();
+    let Some(&(row, first)) = leaks.first() else { return Ok(()) };
+    let text = format!(
+        "{} images are in two splits under two names, the first of them '{}' ({}) and '{}' ({})",
+        leaks.len(),
+        keys[first],
+        SPLITS[part_of[first]],
+        keys[row],
+        SPLITS[part_of[row]]
+    );
+    if repeated == Repeated::Allow {
+        tracing::warn!("{text}: results on them say little");
+        return Ok(());
+    }
+    Err(Error::data(format!("{text}: remove them, or set parameters.split.repeated to drop or allow")))
 }
 
 fn write_images(path: &Path, images: &[(&str, &Path)], parameters: &PrepareParameters, bar: &Progress) -> Result<()> {

@@ -1,7 +1,13 @@
 //! Which rows are kept, and which part of the data each goes to.
 //!
-//! A split depends on the class ids, the fractions and the seed only: the same on every platform and with any number of
-//! threads. Each class is split by itself, so a class's shares do not change when another class gains rows.
+//! A split depends on what it is given and the seed only: the same on every platform and with any number of threads. In a
+//! [`stratified_split`] each class is split by itself, so a class's shares do not change when another class gains rows.
+
+mod groups;
+mod sklearn;
+
+pub use groups::grouped_split;
+pub use sklearn::sklearn_split;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,10 +25,7 @@ const STREAM: u64 = 0x0053_504c_4954;
 /// `Config` when the fractions are not all positive or do not add up to 1; `Data` when there are no rows, or a class has
 /// fewer rows than there are parts (named with its count).
 pub fn stratified_split(class_ids: &[u32], fractions: &[f64], seed: u64) -> Result<Vec<Vec<usize>>> {
-    let total: f64 = fractions.iter().sum();
-    if !fractions.iter().all(|f| *f > 0.0) || (total - 1.0).abs() > 1e-6 {
-        return Err(Error::config(format!("split fractions {fractions:?} must all be positive and add up to 1")));
-    }
+    check_fractions(fractions)?;
     if class_ids.is_empty() {
         return Err(Error::data("there are no rows to split"));
     }
@@ -49,6 +52,21 @@ pub fn stratified_split(class_ids: &[u32], fractions: &[f64], seed: u64) -> Resu
     }
     parts.iter_mut().for_each(|part| part.sort_unstable());
     Ok(parts)
+}
+
+fn check_fractions(fractions: &[f64]) -> Result<()> {
+    let total: f64 = fractions.iter().sum();
+    if !fractions.iter().all(|f| *f > 0.0) || (total - 1.0).abs() > 1e-6 {
+        return Err(Error::config(format!("split fractions {fractions:?} must all be positive and add up to 1")));
+    }
+    Ok(())
+}
+
+/// For each row the first one with the same content, which is the row itself for most.
+#[must_use]
+pub fn first_alike<S: AsRef<str>>(hashes: &[S]) -> Vec<usize> {
+    let mut first = HashMap::new();
+    hashes.iter().enumerate().map(|(row, hash)| *first.entry(hash.as_ref()).or_insert(row)).collect()
 }
 
 /// Rounds `count * fractions` to whole numbers with the same sum: the largest remainders are rounded up (ties: the earlier
@@ -151,6 +169,11 @@ mod tests {
             assert_eq!(stratified_split(&[0, 0], fractions, 0).unwrap_err().kind(), crate::ErrorKind::Config);
         }
         assert!(stratified_split(&[], &FRACTIONS, 0).is_err());
+    }
+
+    #[test]
+    fn rows_that_are_alike_are_found() {
+        assert_eq!(first_alike(&["a", "b", "a", "c", "b", "a"]), [0, 1, 0, 3, 1, 0]);
     }
 
     #[test]
