@@ -5,7 +5,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::borrow::Cow;
 use std::fmt;
-use std::result::Result as Either;
 
 /// Where the tensors are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -108,7 +107,7 @@ impl fmt::Display for Processes {
 }
 
 impl Serialize for Processes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Either<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         match self {
             Processes::Auto => serializer.serialize_str(AUTO),
             Processes::Count(count) => serializer.serialize_u64(*count as u64),
@@ -117,17 +116,17 @@ impl Serialize for Processes {
 }
 
 impl<'de> Deserialize<'de> for Processes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Either<Processes, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Processes, D::Error> {
         struct Visitor;
         impl de::Visitor<'_> for Visitor {
             type Value = Processes;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a number of processes, or auto")
             }
-            fn visit_u64<E: de::Error>(self, count: u64) -> Either<Processes, E> {
+            fn visit_u64<E: de::Error>(self, count: u64) -> std::result::Result<Processes, E> {
                 Ok(Processes::Count(usize::try_from(count).unwrap_or(usize::MAX)))
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Either<Processes, E> {
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Processes, E> {
                 if text == AUTO {
                     return Ok(Processes::Auto);
                 }

@@ -54,10 +54,10 @@ pub fn supervise(count: usize, pod: Option<&Membership>, patience: Duration) -> 
     let stop = StopSignal::listen()?;
     let logs = tempfile::tempdir().map_err(|e| Error::storage("cannot make a folder for logs").with_source(e))?;
     let mut workers = Vec::new();
-    let meeting = Meeting::new(pod)?;
+    let rendezvous = Rendezvous::new(pod)?;
     for local in 0..count {
-        match start((local, count), &meeting, logs.path()) {
-            Ok(child) => workers.push(Worker { rank: meeting.rank(local, count), child, ended: None }),
+        match start((local, count), &rendezvous, logs.path()) {
+            Ok(child) => workers.push(Worker { rank: rendezvous.rank(local, count), child, ended: None }),
             Err(error) => {
                 end(&mut workers, Signal::SIGKILL);
                 return Err(error);
@@ -65,7 +65,7 @@ pub fn supervise(count: usize, pod: Option<&Membership>, patience: Duration) -> 
         }
     }
     // the one that needs it has it
-    drop(meeting);
+    drop(rendezvous);
     let (mut first, mut deadline, mut last, mut forwarded) = (None, None, None, None);
     while workers.iter().any(|w| w.ended.is_none()) {
         for (local, worker) in workers.iter_mut().enumerate().filter(|(_, w)| w.ended.is_none()) {
@@ -138,19 +138,19 @@ fn why(worker: &Worker, logs: &Path) -> Error {
 }
 
 /// Where the processes of one launch meet.
-struct Meeting<'a> {
+struct Rendezvous<'a> {
     pod: Option<&'a Membership>,
     /// Open until rank 0 has it, so that nobody else takes its port; on one machine only.
     listener: Option<TcpListener>,
 }
 
-impl Meeting<'_> {
-    fn new(pod: Option<&Membership>) -> Result<Meeting<'_>> {
+impl Rendezvous<'_> {
+    fn new(pod: Option<&Membership>) -> Result<Rendezvous<'_>> {
         let bind = || {
             TcpListener::bind("127.0.0.1:0")
                 .map_err(|e| Error::engine("there is no free port on this machine").with_source(e))
         };
-        Ok(Meeting { pod, listener: if pod.is_none() { Some(bind()?) } else { None } })
+        Ok(Rendezvous { pod, listener: if pod.is_none() { Some(bind()?) } else { None } })
     }
 
     fn rank(&self, local: usize, count: usize) -> usize {
@@ -162,8 +162,8 @@ impl Meeting<'_> {
     }
 }
 
-fn start((local, count): (usize, usize), meeting: &Meeting<'_>, logs: &Path) -> Result<Child> {
-    let rank = meeting.rank(local, count);
+fn start((local, count): (usize, usize), rendezvous: &Rendezvous<'_>, logs: &Path) -> Result<Child> {
+    let rank = rendezvous.rank(local, count);
     let failed = |e| Error::internal(format!("cannot start rank {rank}")).with_source(e);
     let program = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(program);
@@ -171,7 +171,7 @@ fn start((local, count): (usize, usize), meeting: &Meeting<'_>, logs: &Path) -> 
         .args(std::env::args_os().skip(1))
         .env("RANK", rank.to_string())
         .env("LOCAL_RANK", local.to_string())
-        .env("WORLD_SIZE", (count * meeting.pods()).to_string())
+        .env("WORLD_SIZE", (count * rendezvous.pods()).to_string())
         .env("LOCAL_WORLD_SIZE", count.to_string())
         // of a torchrun that started this one by itself
         .env_remove("TORCHELASTIC_USE_AGENT_STORE")
@@ -180,7 +180,7 @@ fn start((local, count): (usize, usize), meeting: &Meeting<'_>, logs: &Path) -> 
         // a Ctrl-C in the terminal comes to the one that forwards it
         .process_group(0)
         .stdin(Stdio::null());
-    if let Some(listener) = &meeting.listener {
+    if let Some(listener) = &rendezvous.listener {
         let port = listener.local_addr().map_err(failed)?.port();
         command
             .env("MASTER_ADDR", "127.0.0.1")

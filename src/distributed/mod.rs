@@ -4,6 +4,8 @@
 mod launch;
 mod membership;
 mod post;
+pub mod rounds;
+mod ticker;
 mod watchdog;
 mod world;
 

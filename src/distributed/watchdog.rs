@@ -4,46 +4,24 @@
 //! where no error can reach it.
 
 use super::post::Post;
-use super::world::{Beat, Watched, parse_error, silent};
+use super::ticker::Ticker;
+use super::world::{Watched, beat, parse_error, silent};
 use crate::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// How long this process has to end by itself.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Watches the other processes until it is dropped.
-#[derive(Debug)]
-pub(super) struct Watchdog {
-    ended: Arc<AtomicBool>,
-    thread: Thread,
-}
-
-impl Watchdog {
-    pub(super) fn start(post: Arc<Post>, (rank, size): (usize, usize), timeout: Duration) -> Watchdog {
-        let ended = Arc::new(AtomicBool::new(false));
-        let end = Arc::clone(&ended);
-        let thread = std::thread::spawn(move || {
-            let mut others: Vec<Other> = (0..size).filter(|&r| r != rank).map(Other::new).collect();
-            while !end.load(Ordering::SeqCst) {
-                let found = others.iter_mut().find_map(|other| other.look(&post, timeout));
-                if let Some(error) = found.filter(|_| !end.load(Ordering::SeqCst)) {
-                    give_up(&error);
-                }
-                std::thread::park_timeout(Beat::period(timeout));
-            }
-        });
-        Watchdog { ended, thread: thread.thread().clone() }
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        self.thread.unpark();
-    }
+/// Watches the other processes.
+pub(super) fn start(post: Arc<Post>, (rank, size): (usize, usize), timeout: Duration) -> Ticker {
+    let mut others: Vec<Other> = (0..size).filter(|&r| r != rank).map(Other::new).collect();
+    Ticker::start(beat::period(timeout), move || {
+        if let Some(error) = others.iter_mut().find_map(|other| other.look(&post, timeout)) {
+            give_up(&error);
+        }
+        true
+    })
 }
 
 /// What is known of another process.
@@ -76,7 +54,7 @@ impl Other {
         if post.get(&format!("bye/{rank}")).is_ok_and(|said| said.is_some()) {
             return None;
         }
-        let beat = post.get(&Beat::key(rank)).ok()?;
+        let beat = post.get(&beat::key(rank)).ok()?;
         (self.watched.silent_for(beat) > timeout + GRACE).then(|| silent(rank, timeout))
     }
 

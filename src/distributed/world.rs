@@ -7,13 +7,13 @@
 
 use super::membership::Membership;
 use super::post::Post;
-use super::watchdog::Watchdog;
+use super::ticker::Ticker;
+use super::watchdog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::sha256_hex;
 use medtune_native::{Meeting, ProcessGroup};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::Thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -37,8 +37,8 @@ struct Group {
     timeout: Duration,
     // how many times all have waited for what one says; the same in every process
     turns: AtomicUsize,
-    beat: Beat,
-    _watchdog: Watchdog,
+    // the sign of life, and the watchdog
+    tickers: Vec<Ticker>,
 }
 
 impl World {
@@ -83,8 +83,10 @@ impl World {
         }
         let processes = Arc::new(processes);
         let post = Arc::new(Post::open(Arc::clone(&processes), membership.timeout));
-        let beat = Beat::start(Arc::clone(&post), *rank, membership.timeout);
-        let watchdog = Watchdog::start(Arc::clone(&post), (*rank, *size), membership.timeout);
+        let tickers = vec![
+            beat::start(Arc::clone(&post), *rank, membership.timeout),
+            watchdog::start(Arc::clone(&post), (*rank, *size), membership.timeout),
+        ];
         tracing::info!(rank, of = size, at = %format!("{host}:{port}"), "joined the other processes");
         Ok(World(Some(Group {
             processes,
@@ -93,8 +95,7 @@ impl World {
             size: *size,
             timeout: membership.timeout,
             turns: AtomicUsize::new(0),
-            beat,
-            _watchdog: watchdog,
+            tickers,
         })))
     }
 
@@ -316,7 +317,7 @@ impl Group {
             if let Some(error) = of_all.filter(|r| *r != self.rank).find_map(|r| self.last_words(r)) {
                 return Err(error);
             }
-            if watched.silent_for(self.post.get(&Beat::key(rank)).ok().flatten()) > self.timeout {
+            if watched.silent_for(self.post.get(&beat::key(rank)).ok().flatten()) > self.timeout {
                 return Err(silent(rank, self.timeout));
             }
             std::thread::sleep(POLL);
@@ -340,7 +341,7 @@ impl Group {
         let begun = Instant::now();
         self.post.hurry(LAST_WORDS);
         // long enough for a beat of everybody who is alive
-        let patience = LAST_WORDS.max(self.beat.period * 3);
+        let patience = LAST_WORDS.max(beat::period(self.timeout) * 3);
         let mut quiet = Vec::new();
         while begun.elapsed() < patience {
             if let Some(error) = others().find_map(|rank| self.last_words(rank)) {
@@ -348,10 +349,10 @@ impl Group {
             }
             quiet.clear();
             for rank in others() {
-                match self.post.get(&Beat::key(rank)) {
+                match self.post.get(&beat::key(rank)) {
                     Ok(beat) => {
                         let silence = watched[rank].silent_for(beat);
-                        if silence > self.beat.period * 2 {
+                        if silence > beat::period(self.timeout) * 2 {
                             quiet.push(rank);
                         }
                     }
@@ -397,46 +398,33 @@ impl Watched {
     }
 }
 
-/// Says again and again that this process is alive, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Beat {
-    period: Duration,
-    ended: Arc<AtomicBool>,
-    thread: Thread,
-}
+/// The sign of life that every process gives again and again.
+pub(super) mod beat {
+    use super::{Duration, Post, Ticker};
+    use std::sync::Arc;
 
-impl Beat {
-    pub(super) fn period(timeout: Duration) -> Duration {
+    pub(in crate::distributed) fn period(timeout: Duration) -> Duration {
         (timeout / 20).clamp(Duration::from_millis(100), Duration::from_secs(5))
     }
 
-    pub(super) fn key(rank: usize) -> String {
+    pub(in crate::distributed) fn key(rank: usize) -> String {
         format!("beat/{rank}")
     }
 
-    fn start(post: Arc<Post>, rank: usize, timeout: Duration) -> Beat {
-        let period = Beat::period(timeout);
-        let ended = Arc::new(AtomicBool::new(false));
-        let end = Arc::clone(&ended);
-        let thread = std::thread::spawn(move || {
-            let mut count = 0u64;
-            while !end.load(Ordering::SeqCst) {
-                // whoever computes notices too when the store is gone
-                if post.put(&Beat::key(rank), &count.to_le_bytes()).is_err() {
-                    return;
-                }
-                count += 1;
-                std::thread::park_timeout(period);
-            }
-        });
-        Beat { period, ended, thread: thread.thread().clone() }
+    pub(super) fn start(post: Arc<Post>, rank: usize, timeout: Duration) -> Ticker {
+        let mut count = 0u64;
+        Ticker::start(period(timeout), move || {
+            count += 1;
+            // whoever computes notices too when the store is gone
+            post.put(&key(rank), &count.to_le_bytes()).is_ok()
+        })
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.beat.ended.store(true, Ordering::SeqCst);
-        self.beat.thread.unpark();
+        // what they hold of the post keeps the processes together
+        self.tickers.clear();
         self.post = Arc::new(Post::closed());
         // c10d's threads are to end before the process does; those that wait for an answer that does not come cannot
         let begun = Instant::now();

@@ -9,10 +9,10 @@ use crate::config::parameters::EmbedParameters;
 use crate::data::embeddings::{self, EmbeddingsManifest, EmbeddingsWriter};
 use crate::data::{TsvReader, validate_images};
 use crate::distributed::World;
+use crate::distributed::rounds::{batches, gather_round};
 use crate::error::{Context, Error, Result};
 use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
-use crate::model::engine;
 use crate::registry::{AssetKind, folder_files};
 use crate::storage::sha256_hex;
 use crate::telemetry::Progress;
@@ -21,16 +21,15 @@ use serde_json::json;
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
-use tch::Tensor;
 
 /// Batches decoded ahead of the model.
 const AHEAD: usize = 3;
 /// Hexadecimal digits of a SHA-256.
 const HASH: usize = 64;
 
-/// One decoded batch: keys, hashes of the image bytes, pixels.
+/// One decoded batch: hashes of the image bytes, pixels.
 struct Batch {
-    rows: Vec<(String, String)>,
+    hashes: Vec<String>,
     pixels: Vec<f32>,
 }
 
@@ -91,8 +90,7 @@ fn encode_all(
     let started = Instant::now();
     let mut waited = Duration::ZERO;
     let pixels = encoder.pixels().clone();
-    let batches: Vec<Range<usize>> =
-        (0..images.len()).step_by(batch).map(|start| start..(start + batch).min(images.len())).collect();
+    let batches = batches(images.len(), batch);
     let own = batches.iter().skip(world.rank()).step_by(world.size()).cloned();
     std::thread::scope(|scope| -> Result<()> {
         let (sender, receiver) = sync_channel::<Result<Batch>>(AHEAD);
@@ -107,19 +105,22 @@ fn encode_all(
             }
         });
         for round in batches.chunks(world.size()) {
-            let mut part = Part::default();
+            let (mut features, mut hashes) = (Vec::new(), Vec::new());
             if world.rank() < round.len() {
                 let asked = Instant::now();
                 let loaded = receiver.recv().map_err(|_| Error::internal("the thread that reads images has ended"))?;
                 waited += asked.elapsed();
                 let loaded = loaded?;
-                part.features = encoder.encode_pixels(&loaded.pixels, loaded.rows.len())?;
-                part.rows = loaded.rows;
+                features = encoder.encode_pixels(&loaded.pixels, loaded.hashes.len())?;
+                hashes = loaded.hashes.concat().into_bytes();
             }
-            for (rows, part) in round.iter().zip(of_all(part, (round, batch, encoder.dim()), keys, world)?) {
+            let features = gather_round(world, features, round, (batch, encoder.dim()))?;
+            let hashes = gather_round(world, hashes, round, (batch, HASH))?;
+            for (rows, (features, hashes)) in round.iter().zip(features.iter().zip(&hashes)) {
                 if let Some(writer) = writer {
-                    for ((key, hash), row) in part.rows.iter().zip(part.features.chunks_exact(encoder.dim())) {
-                        writer.push(key, hash, row)?;
+                    let values = hashes.chunks_exact(HASH).zip(features.chunks_exact(encoder.dim()));
+                    for (key, (hash, features)) in keys[rows.clone()].iter().zip(values) {
+                        writer.push(key, &String::from_utf8_lossy(hash), features)?;
                     }
                 }
                 bar.advance(rows.len() as u64, "");
@@ -130,56 +131,17 @@ fn encode_all(
     Ok(waited.as_secs_f64() / started.elapsed().as_secs_f64().max(1e-9))
 }
 
-/// One batch, encoded: keys, hashes of the image bytes, features.
-#[derive(Default)]
-struct Part {
-    rows: Vec<(String, String)>,
-    features: Vec<f32>,
-}
-
-/// The parts of a round of batches, of all processes, in the order of the rows.
-fn of_all(
-    own: Part,
-    (round, batch, dim): (&[Range<usize>], usize, usize),
-    keys: &[&str],
-    world: &World,
-) -> Result<Vec<Part>> {
-    if world.size() == 1 {
-        return Ok(vec![own]);
-    }
-    // all send the same length, whatever the last batch has
-    let mut features = own.features;
-    features.resize(batch * dim, 0.0);
-    let mut hashes: Vec<u8> = own.rows.into_iter().flat_map(|(_, hash)| hash.into_bytes()).collect();
-    hashes.resize(batch * HASH, 0);
-    let features = world.gather(&Tensor::from_slice(&features))?;
-    let features = features.f_view([-1]).and_then(Vec::<f32>::try_from).map_err(engine)?;
-    let hashes = world.gather(&Tensor::from_slice(&hashes))?;
-    let hashes = hashes.f_view([-1]).and_then(Vec::<u8>::try_from).map_err(engine)?;
-    Ok(round
-        .iter()
-        .enumerate()
-        .map(|(rank, rows)| {
-            let features = features[rank * batch * dim..][..rows.len() * dim].to_vec();
-            let hashes = hashes[rank * batch * HASH..].chunks_exact(HASH);
-            let rows = keys[rows.clone()].iter().zip(hashes);
-            let rows = rows.map(|(key, hash)| ((*key).to_owned(), String::from_utf8_lossy(hash).into_owned()));
-            Part { rows: rows.collect(), features }
-        })
-        .collect())
-}
-
 fn load(images: &TsvReader, range: Range<usize>, contract: &PixelContract) -> Result<Batch> {
     let length = contract.tensor_len();
     let mut pixels = vec![0f32; range.len() * length];
-    let rows: Vec<Result<(String, String)>> = pixels
+    let hashes: Vec<Result<String>> = pixels
         .par_chunks_mut(length)
         .zip(range.into_par_iter())
         .map(|(out, index)| {
             let (key, bytes) = images.decode_image(index)?;
             contract.load(&bytes, out).map_err(|e| images.error(index, format!("key '{key}': {e}")))?;
-            Ok((key, sha256_hex(&bytes)))
+            Ok(sha256_hex(&bytes))
         })
         .collect();
-    Ok(Batch { rows: rows.into_iter().collect::<Result<_>>().context(|| "images")?, pixels })
+    Ok(Batch { hashes: hashes.into_iter().collect::<Result<_>>().context(|| "images")?, pixels })
 }

@@ -2,14 +2,13 @@
 
 use crate::data::{ImageTextPairs, Labels};
 use crate::distributed::World;
+use crate::distributed::rounds::{batches, gather_round};
 use crate::error::{Context, Error, Result};
 use crate::evaluation::{Bank, Scores, knn_scores};
 use crate::infer::{Encoder, zero_shot_logits};
-use crate::model::engine;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ops::Range;
-use tch::Tensor;
 
 /// What is evaluated and how.
 #[derive(Debug)]
@@ -110,9 +109,7 @@ fn part(rows: usize, world: &World) -> Range<usize> {
 /// The features of all images, row-major. The batches are the same however many processes share them.
 fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize, world: &World) -> Result<Vec<f32>> {
     let mut out = Vec::with_capacity(pairs.len() * encoder.dim());
-    let batches: Vec<Range<usize>> =
-        (0..pairs.len()).step_by(batch_size).map(|start| start..(start + batch_size).min(pairs.len())).collect();
-    for round in batches.chunks(world.size()) {
+    for round in batches(pairs.len(), batch_size).chunks(world.size()) {
         // an evaluation can take long; whoever asked to stop does not wait for it
         let signal = crate::telemetry::stop::requested();
         if let Some(rank) = world.any(signal.is_some())? {
@@ -123,11 +120,7 @@ fn encode(encoder: &Encoder, pairs: &ImageTextPairs, batch_size: usize, world: &
             ));
         }
         let own = round.get(world.rank()).map_or(Ok(Vec::new()), |rows| encode_rows(encoder, pairs, rows.clone()))?;
-        if world.size() == 1 {
-            out.extend(own);
-        } else {
-            out.extend(of_all(&own, (round, batch_size, encoder.dim()), world)?);
-        }
+        out.extend(gather_round(world, own, round, (batch_size, encoder.dim()))?.concat());
     }
     Ok(out)
 }
@@ -137,17 +130,6 @@ fn encode_rows(encoder: &Encoder, pairs: &ImageTextPairs, rows: Range<usize>) ->
         .map(|row| pairs.image(row).map(|(key, bytes)| (pairs.locate(row, &key), bytes)))
         .collect::<Result<Vec<_>>>()?;
     encoder.encode_images(&images)
-}
-
-/// The features that the processes have computed in a round, in the order of the rows.
-fn of_all(own: &[f32], (round, batch, dim): (&[Range<usize>], usize, usize), world: &World) -> Result<Vec<f32>> {
-    // all send the same length, whatever the last batch has
-    let mut padded = own.to_vec();
-    padded.resize(batch * dim, 0.0);
-    let all = world.gather(&Tensor::from_slice(&padded))?;
-    let all = all.f_view([-1]).and_then(Vec::<f32>::try_from).map_err(engine)?;
-    let parts = round.iter().enumerate();
-    Ok(parts.flat_map(|(rank, rows)| all[rank * batch * dim..][..rows.len() * dim].to_vec()).collect())
 }
 
 /// Positions of the distinct texts, and for each row the position of its text: the text tower runs once a text.
