@@ -18,8 +18,11 @@ fn main() -> anyhow::Result<()> {
     let paths: Vec<String> = std::env::args().skip(1).collect();
     let [cases, out] = paths.as_slice() else { anyhow::bail!("usage: split CASES.json OUT.json") };
     let cases: Vec<Case> = serde_json::from_slice(&fs::read(cases)?)?;
-    let parts: Vec<Option<Vec<Vec<usize>>>> =
-        cases.iter().map(|case| sklearn_split(&case.classes, case.shares, case.seed).ok()).collect();
+    let split = |case: &Case| {
+        let labels = vec![""; case.classes.iter().max().map_or(0, |&most| most as usize + 1)];
+        sklearn_split(&case.classes, case.shares, (&labels, case.seed)).ok()
+    };
+    let parts: Vec<Option<Vec<Vec<usize>>>> = cases.iter().map(split).collect();
     fs::write(out, serde_json::to_vec(&parts)?)?;
     Ok(())
 }

@@ -143,7 +143,7 @@ fn split(split: &SplitParameters, class_ids: &[u32], labels: &Labels, keys: &[&s
             })
         };
         let groups = keys.iter().map(group).collect::<Result<Vec<_>>>()?;
-        return named(grouped_split(class_ids, &groups, &fractions, split.seed), labels);
+        return grouped_split(class_ids, &groups, &fractions, (labels.texts(), split.seed));
     }
     match split.method {
         SplitMethod::PerClass => stratified_split(class_ids, &fractions, split.seed),
@@ -154,7 +154,8 @@ fn split(split: &SplitParameters, class_ids: &[u32], labels: &Labels, keys: &[&s
             let mut rank = vec![0; labels.len()];
             order.iter().enumerate().for_each(|(place, &id)| rank[id] = place as u32);
             let ranks: Vec<u32> = class_ids.iter().map(|&id| rank[id as usize]).collect();
-            let parts = sklearn_split(&ranks, fractions, split.seed)?;
+            let texts: Vec<&str> = order.iter().map(|&id| labels.texts()[id].as_str()).collect();
+            let parts = sklearn_split(&ranks, fractions, (&texts, split.seed))?;
             for (name, part) in SPLITS.iter().zip(&parts) {
                 if let Some(missing) =
                     (0..labels.len()).find(|&id| !part.iter().any(|&row| class_ids[row] as usize == id))
@@ -168,18 +169,6 @@ fn split(split: &SplitParameters, class_ids: &[u32], labels: &Labels, keys: &[&s
             Ok(parts)
         }
     }
-}
-
-/// Errors about class N name its label, too.
-fn named<T>(result: Result<T>, labels: &Labels) -> Result<T> {
-    result.map_err(|error| {
-        let text = error.to_string();
-        let id = text.strip_prefix("class ").and_then(|t| t.split(' ').next()).and_then(|n| n.parse::<usize>().ok());
-        match id.and_then(|id| labels.texts().get(id)) {
-            Some(label) => error.context(format!("'{label}'")),
-            None => error,
-        }
-    })
 }
 
 /// No image may be in two parts under two names: what is measured on one would have been learned from the other.

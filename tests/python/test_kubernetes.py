@@ -14,7 +14,7 @@ from harness import environment, invoke, records, succeed
 from kubeflow.training import models as training_models
 from kubeflow_trainer_api import models as trainer_models
 from manifests import DOCS, OVERLAYS, PANIC, ROOT, action, documented_codes, files, named, one, render, source_codes, variables, work
-from test_distributed import CLEAN, free_port
+from ranks import CLEAN, free_port
 from test_training import TRAINING
 from training_bench import INPUTS, TEMPLATE, Bench, rows
 

@@ -10,11 +10,17 @@ use std::collections::BTreeMap;
 const STREAM: u64 = 0x0047_524f_5550;
 
 /// Splits rows into parts of about the given `fractions`, of all rows and of each class, without dividing a group. Returns the row
-/// indices of each part, ascending; every class is in every part. Depends on the names of the groups, not on their order.
+/// indices of each part, ascending; every class is in every part. Depends on the names of the groups, not on their order. `labels` are
+/// the texts of the classes, for errors.
 ///
 /// # Errors
 /// `Config` as [`super::stratified_split`]; `Data` naming a class that too few groups have.
-pub fn grouped_split(class_ids: &[u32], groups: &[String], fractions: &[f64], seed: u64) -> Result<Vec<Vec<usize>>> {
+pub fn grouped_split(
+    class_ids: &[u32],
+    groups: &[String],
+    fractions: &[f64],
+    (labels, seed): (&[String], u64),
+) -> Result<Vec<Vec<usize>>> {
     check_fractions(fractions)?;
     let classes = class_ids.iter().max().map_or(0, |&c| c as usize + 1);
     let mut by_name: BTreeMap<&str, Group> = BTreeMap::new();
@@ -31,7 +37,7 @@ pub fn grouped_split(class_ids: &[u32], groups: &[String], fractions: &[f64], se
     for group in 0..groups.len() {
         plan.place(group);
     }
-    plan.fill()?;
+    plan.fill(labels)?;
     let mut parts = vec![Vec::new(); fractions.len()];
     for (group, part) in groups.iter().zip(&plan.part_of) {
         parts[*part].extend(&group.rows);
@@ -89,7 +95,7 @@ impl<'g> Plan<'g> {
     }
 
     /// Gives every part a group of every class, from the part that has most of it.
-    fn fill(&mut self) -> Result<()> {
+    fn fill(&mut self, labels: &[String]) -> Result<()> {
         // each move fills a gap; a small number of them opens another one
         for _ in 0..self.groups.len() * self.want.len() {
             let gap = (0..self.want.len())
@@ -102,20 +108,23 @@ impl<'g> Plan<'g> {
                 from != part && counts.contains_key(&class) && counts.iter().all(|(&c, &n)| self.have[from][c] > n)
             };
             let smallest = (0..self.groups.len()).filter(movable).min_by_key(|&g| self.groups[g].rows.len());
-            let Some(group) = smallest else { return Err(self.too_few(class)) };
+            let Some(group) = smallest else { return Err(self.too_few(class, labels)) };
             let from = std::mem::replace(&mut self.part_of[group], part);
             for (&c, &n) in &self.groups[group].counts {
                 self.have[from][c] -= n;
                 self.have[part][c] += n;
             }
         }
-        Err(Error::data("no split was found that has every class in every part without dividing a group"))
+        Err(Error::data(
+            "no split was found that has every class in every part without dividing a group: try another seed, or add groups",
+        ))
     }
 
-    fn too_few(&self, class: usize) -> Error {
+    fn too_few(&self, class: usize, labels: &[String]) -> Error {
         let groups = self.groups.iter().filter(|g| g.counts.contains_key(&class)).count();
         Error::data(format!(
-            "class {class} has images of {groups} groups, too few to be in {} parts: add groups or leave the class out",
+            "class '{}' has images of {groups} groups, too few to be in {} parts: add groups or leave the class out",
+            labels[class],
             self.want.len()
         ))
     }
@@ -127,6 +136,11 @@ mod tests {
     use std::collections::HashSet;
 
     const FRACTIONS: [f64; 3] = [0.6, 0.2, 0.2];
+
+    fn split(ids: &[u32], groups: &[String], seed: u64) -> Result<Vec<Vec<usize>>> {
+        let labels = ["a", "b", "c"].map(str::to_owned);
+        grouped_split(ids, groups, &FRACTIONS, (&labels, seed))
+    }
 
     fn rows(count: usize) -> (Vec<u32>, Vec<String>) {
         // groups of 1 to 7 rows, of which each has one class or two
@@ -140,7 +154,7 @@ mod tests {
     #[test]
     fn groups_stay_together_and_shares_are_kept() {
         let (ids, groups) = rows(600);
-        let parts = grouped_split(&ids, &groups, &FRACTIONS, 42).unwrap();
+        let parts = split(&ids, &groups, 42).unwrap();
         let mut all = parts.concat();
         all.sort_unstable();
         assert_eq!(all, (0..600).collect::<Vec<_>>());
@@ -158,11 +172,10 @@ mod tests {
     #[test]
     fn the_seed_changes_a_split_and_the_order_of_rows_does_not() {
         let (ids, groups) = rows(300);
-        let split = |seed| grouped_split(&ids, &groups, &FRACTIONS, seed).unwrap();
-        assert_eq!(split(1), split(1));
-        assert_ne!(split(1), split(2));
+        assert_eq!(split_of(1), split_of(1));
+        assert_ne!(split_of(1), split_of(2));
         let (ids, groups): (Vec<u32>, Vec<String>) = ids.into_iter().rev().zip(groups.into_iter().rev()).unzip();
-        let reversed = grouped_split(&ids, &groups, &FRACTIONS, 1).unwrap();
+        let reversed = split(&ids, &groups, 1).unwrap();
         let names = |part: &[usize], groups: &[String]| part.iter().map(|&r| groups[r].clone()).collect::<HashSet<_>>();
         let (_, forward) = rows(300);
         assert_eq!(names(&reversed[2], &groups), names(&split_of(1)[2], &forward));
@@ -170,17 +183,17 @@ mod tests {
 
     fn split_of(seed: u64) -> Vec<Vec<usize>> {
         let (ids, groups) = rows(300);
-        grouped_split(&ids, &groups, &FRACTIONS, seed).unwrap()
+        split(&ids, &groups, seed).unwrap()
     }
 
     #[test]
     fn rare_classes_are_in_every_part_or_named() {
         let ids: Vec<u32> = (0..43).map(|i| u32::from(i >= 40)).collect();
         let mut groups: Vec<String> = (0..43).map(|i| format!("P{i}")).collect();
-        let parts = grouped_split(&ids, &groups, &FRACTIONS, 3).unwrap();
+        let parts = split(&ids, &groups, 3).unwrap();
         assert!(parts.iter().all(|part| part.iter().any(|&r| ids[r] == 1)));
         groups[42] = "P41".to_owned();
-        let error = grouped_split(&ids, &groups, &FRACTIONS, 3).unwrap_err().to_string();
-        assert!(error.contains("class 1 has images of 2 groups"), "{error}");
+        let error = split(&ids, &groups, 3).unwrap_err().to_string();
+        assert!(error.contains("class 'b' has images of 2 groups"), "{error}");
     }
 }

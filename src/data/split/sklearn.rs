@@ -7,24 +7,32 @@ use crate::error::{Error, Result};
 use rand_mt::Mt;
 
 /// Splits rows into train, validation and test in two turns, as notebooks do: the train part from the rest, then that. Returns the
-/// row indices of each part in scikit-learn's order. Classes count in the order of their ids.
+/// row indices of each part in scikit-learn's order. Classes count in the order of their ids; `labels` are their texts, for errors.
 ///
 /// # Errors
 /// `Config` for a seed that `RandomState` does not take; `Data` when a class has too few rows for a turn, or a part fewer rows than
 /// there are classes.
-pub fn sklearn_split(class_ids: &[u32], [_, validation, test]: [f64; 3], seed: u64) -> Result<Vec<Vec<usize>>> {
+pub fn sklearn_split(
+    class_ids: &[u32],
+    [_, validation, test]: [f64; 3],
+    (labels, seed): (&[&str], u64),
+) -> Result<Vec<Vec<usize>>> {
     let seed = u32::try_from(seed)
         .map_err(|_| Error::config(format!("split.seed: {seed} is more than scikit-learn takes, {}", u32::MAX)))?;
     // 0.1 + 0.2 is to be the 0.3 that somebody wrote
     let written = |share: f64| (share * 1e12).round() / 1e12;
-    let (train, rest) = train_test_split(class_ids, written(validation + test), seed)?;
+    let (train, rest) = train_test_split(class_ids, written(validation + test), (labels, seed))?;
     let rest_ids: Vec<u32> = rest.iter().map(|&row| class_ids[row]).collect();
-    let (validation, test) = train_test_split(&rest_ids, written(test / (validation + test)), seed)?;
+    let (validation, test) = train_test_split(&rest_ids, written(test / (validation + test)), (labels, seed))?;
     let rows = |part: Vec<usize>| part.into_iter().map(|i| rest[i]).collect();
     Ok(vec![train, rows(validation), rows(test)])
 }
 
-fn train_test_split(class_ids: &[u32], test_size: f64, seed: u32) -> Result<(Vec<usize>, Vec<usize>)> {
+fn train_test_split(
+    class_ids: &[u32],
+    test_size: f64,
+    (labels, seed): (&[&str], u32),
+) -> Result<(Vec<usize>, Vec<usize>)> {
     if class_ids.is_empty() {
         return Err(Error::data("there are no rows to split"));
     }
@@ -42,8 +50,8 @@ fn train_test_split(class_ids: &[u32], test_size: f64, seed: u32) -> Result<(Vec
         }
         if let Some(small) = classes.iter().position(|rows| rows.len() < 2) {
             return Err(Error::data(format!(
-                "a split needs two rows of class {}, there is one: add images, leave the class out, or use the method per_class",
-                sorted[small]
+                "a split needs two rows of class '{}', there is one: add images, leave the class out, or use the method per_class",
+                labels[sorted[small] as usize]
             )));
         }
     }
@@ -132,6 +140,8 @@ impl RandomState {
 mod tests {
     use super::*;
 
+    const LABELS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
     // scikit-learn itself is asked in tests/python/test_split.py
     #[test]
     fn draws_are_those_of_numpy() {
@@ -141,10 +151,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_split_is_refused() {
-        let error = |ids: &[u32]| sklearn_split(ids, [0.6, 0.2, 0.2], 1).unwrap_err().to_string();
-        assert!(error(&[0, 0, 0, 0, 0, 0, 7]).contains("class 7"));
+        let error = |ids: &[u32]| sklearn_split(ids, [0.6, 0.2, 0.2], (&LABELS, 1)).unwrap_err().to_string();
+        assert!(error(&[0, 0, 0, 0, 0, 0, 4]).contains("class 'e'"));
         assert!(error(&[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]).contains("no room for 5 classes"));
         assert!(error(&[]).contains("no rows"));
-        assert!(sklearn_split(&[0; 20], [0.6, 0.2, 0.2], 1 << 40).is_err());
+        assert!(sklearn_split(&[0; 20], [0.6, 0.2, 0.2], (&LABELS, 1 << 40)).is_err());
     }
 }
