@@ -1,8 +1,7 @@
 //! Rows that several processes go through in batches: in each round every process takes one batch.
 
 use super::World;
-use crate::error::Result;
-use crate::model::engine;
+use crate::error::{Error, Result};
 use std::ops::Range;
 use tch::Tensor;
 use tch::kind::Element;
@@ -34,7 +33,10 @@ where
     // all send the same length, whatever the last batch has
     own.resize(batch * width, T::default());
     let all = world.gather(&Tensor::from_slice(&own))?;
-    let all = all.f_view([-1]).and_then(Vec::<T>::try_from).map_err(engine)?;
+    let all = all
+        .f_view([-1])
+        .and_then(Vec::<T>::try_from)
+        .map_err(|e| Error::engine("cannot read a tensor").with_source(e))?;
     let parts = all.chunks(batch * width).zip(round);
     Ok(parts.map(|(values, rows)| values[..rows.len() * width].to_vec()).collect())
 }
