@@ -26,10 +26,20 @@ pub enum Kind {
 pub enum PortType {
     /// One file.
     File,
+    /// One file with an image a row, which stays where it is and is read in ranges.
+    Rows,
     /// A folder.
     Folder,
     /// An MLflow model package.
     Model,
+}
+
+impl PortType {
+    /// What an output of another step must be to be taken as this.
+    #[must_use]
+    pub fn of_a_step(self) -> PortType {
+        if self == PortType::Rows { PortType::File } else { self }
+    }
 }
 
 /// One named input or output of a kind.
@@ -53,7 +63,7 @@ const fn optional(name: &'static str, port_type: PortType, doc: &'static str) ->
     Port { name, port_type, required: false, doc }
 }
 
-use PortType::{File, Folder, Model};
+use PortType::{File, Folder, Model, Rows};
 
 const PREPARE_IN: &[Port] = &[
     port("image_folder", Folder, "one sub-folder of images a class"),
@@ -84,10 +94,11 @@ const FINETUNE_OUT: &[Port] = &[
     port("mlflow_model_folder", Model, "the base package with the fine-tuned weights in it"),
 ];
 const EMBED_IN: &[Port] = &[
-    port("image_tsv", File, "the images"),
+    port("image_tsv", Rows, "the images"),
     port("mlflow_model_path", Model, "the package whose image encoder is used"),
 ];
-const EMBED_OUT: &[Port] = &[port("embeddings", Folder, "embeddings as Parquet, .npy and pickle, with their manifest")];
+const EMBED_OUT: &[Port] =
+    &[port("embeddings", Folder, "embeddings as Parquet, .npy and pickle on request, with ledger and manifest")];
 const ADAPTER_IN: &[Port] = &[
     port("train_embeddings", Folder, "output of Embed on the training images"),
     port("validation_embeddings", Folder, "output of Embed on the validation images"),

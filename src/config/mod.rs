@@ -5,6 +5,7 @@
 //! typed values. An unknown key is an error that names the nearest known one.
 
 pub mod compute;
+pub mod embedding;
 pub mod job;
 pub mod kinds;
 pub mod mlflow;

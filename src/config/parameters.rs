@@ -1,5 +1,6 @@
 //! The parameters of each job kind, with the contract's names and defaults.
 
+use super::embedding::EmbedParameters;
 use super::prompts;
 use super::split::SplitParameters;
 use super::suggest::did_you_mean;
@@ -222,41 +223,6 @@ impl FinetuneParameters {
     }
 }
 
-/// Parameters of Embed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct EmbedParameters {
-    /// JPEG quality of the standardisation before the model; the package's own value when left out.
-    pub image_standardization_jpeg_compression_ratio: Option<u8>,
-    /// Side in pixels of the standardised square; the package's own value when left out.
-    pub image_standardization_image_size: Option<u32>,
-    /// Images a forward pass.
-    pub batch_size: usize,
-}
-
-impl Default for EmbedParameters {
-    fn default() -> Self {
-        EmbedParameters {
-            image_standardization_jpeg_compression_ratio: None,
-            image_standardization_image_size: None,
-            batch_size: 32,
-        }
-    }
-}
-
-impl EmbedParameters {
-    fn validate(&self) -> Result<()> {
-        in_range("batch_size", self.batch_size as u64, 1, 65_536)?;
-        if let Some(quality) = self.image_standardization_jpeg_compression_ratio {
-            in_range("image_standardization_jpeg_compression_ratio", quality.into(), 1, 100)?;
-        }
-        if let Some(size) = self.image_standardization_image_size {
-            in_range("image_standardization_image_size", size.into(), 8, 4096)?;
-        }
-        Ok(())
-    }
-}
-
 /// What a best adapter epoch is chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -361,7 +327,7 @@ impl Default for EvaluateParameters {
     }
 }
 
-fn in_range(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+pub(super) fn in_range(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
     if (low..=high).contains(&value) {
         return Ok(());
     }

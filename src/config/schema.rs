@@ -85,7 +85,7 @@ fn body(kind: Kind, generator: &mut SchemaGenerator) -> Map<String, Value> {
     let parameters = match kind {
         Kind::Prepare => generator.subschema_for::<parameters::PrepareParameters>(),
         Kind::Finetune => generator.subschema_for::<parameters::FinetuneParameters>(),
-        Kind::Embed => generator.subschema_for::<parameters::EmbedParameters>(),
+        Kind::Embed => generator.subschema_for::<super::embedding::EmbedParameters>(),
         Kind::Adapter => generator.subschema_for::<parameters::AdapterParameters>(),
         Kind::Assemble => generator.subschema_for::<parameters::AssembleParameters>(),
         Kind::Evaluate => generator.subschema_for::<parameters::EvaluateParameters>(),

@@ -5,6 +5,7 @@ pub mod embeddings;
 pub mod folder;
 pub mod labels;
 pub mod pairs;
+pub mod rows;
 pub mod split;
 pub mod text;
 pub mod tsv;

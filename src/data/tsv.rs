@@ -218,7 +218,7 @@ fn line_starts(bytes: &[u8]) -> Vec<u64> {
 }
 
 /// base64 errors without the offending bytes.
-fn describe(error: &base64::DecodeError) -> String {
+pub(super) fn describe(error: &base64::DecodeError) -> String {
     match error {
         base64::DecodeError::InvalidByte(at, _) => format!("wrong character at position {}", at + 1),
         base64::DecodeError::InvalidLength(length) => format!("impossible length {length}"),

@@ -42,7 +42,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> 
     )?;
     let names = ("train_embeddings", "validation_embeddings");
     train.embeddings.manifest.same_space(&validation.embeddings.manifest, names)?;
-    let dim = train.embeddings.dim;
+    let dim = train.embeddings.dim();
     if let Some(channels) = parameters.input_channels.filter(|c| *c != dim) {
         return Err(Error::config(format!(
             "parameters.input_channels: {channels}, but the embeddings have {dim}; leave it out"
@@ -75,8 +75,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> 
     let trained_on = TrainedOn {
         format_version: 1,
         labels: labels.texts().to_vec(),
-        model_digest: manifest.model_digest.clone(),
-        pixels: manifest.pixels.clone(),
+        model_digest: manifest.space.model_digest.clone(),
+        pixels: manifest.space.pixels.clone(),
     };
     super::write_json(&folder.join(TRAINED_ON), &trained_on)?;
     let metric = if parameters.track_metric == TrackMetric::Acc { "acc" } else { "auc" };
@@ -105,8 +105,8 @@ fn train_adapter(
 ) -> Result<(Vec<Value>, (usize, f64))> {
     let settings = Settings { lr: parameters.learning_rate, weight_decay: WEIGHT_DECAY, ..Settings::default() };
     let mut optimizer = AdamW::new(&adapter.parameters(), settings, &Rules::default())?;
-    let (rows, dim) = (train.embeddings.rows(), train.embeddings.dim as i64);
-    let features = Tensor::f_from_slice(&train.embeddings.features)
+    let (rows, dim) = (train.embeddings.rows(), train.embeddings.dim() as i64);
+    let features = Tensor::f_from_slice(&train.embeddings.table.features)
         .and_then(|t| t.f_view([rows as i64, dim])?.f_to_device(device));
     let features = features.map_err(engine)?;
     let classes: Vec<i64> = train.classes.iter().map(|&c| c as i64).collect();
@@ -139,8 +139,11 @@ fn train_adapter(
             return Err(Error::config(format!("the loss is {loss} in epoch {epoch}: lower parameters.learning_rate")));
         }
         let mut probabilities = Vec::with_capacity(validation.embeddings.rows() * labels.len());
-        for batch in
-            validation.embeddings.features.chunks(parameters.validation_dataloader_batch_size.max(256) * dim as usize)
+        for batch in validation
+            .embeddings
+            .table
+            .features
+            .chunks(parameters.validation_dataloader_batch_size.max(256) * dim as usize)
         {
             probabilities.extend(adapter.predict(batch)?);
         }

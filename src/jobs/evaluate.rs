@@ -46,17 +46,18 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
         let method = if kind == ClassifierKind::ZeroShot { Method::ZeroShot } else { Method::Adapter };
         reports.push(report(
             method,
-            |e| Scores::from_f32(&classifier.scores(&e.features, e.dim)?, labels.len()),
+            |e| Scores::from_f32(&classifier.scores(&e.table.features, e.dim())?, labels.len()),
             validation.as_ref(),
             &test,
             &labels,
         )?);
     }
     if let Some(train) = &train {
-        let bank = Bank::new(&train.embeddings.features, train.embeddings.dim)?;
+        let bank = Bank::new(&train.embeddings.table.features, train.embeddings.dim())?;
         let k = parameters.knn;
-        let score =
-            |e: &Embeddings| knn_scores(&bank, &train.classes, &Bank::new(&e.features, e.dim)?, labels.len(), k);
+        let score = |e: &Embeddings| {
+            knn_scores(&bank, &train.classes, &Bank::new(&e.table.features, e.dim())?, labels.len(), k)
+        };
         reports.push(report(Method::Knn { k }, score, validation.as_ref(), &test, &labels)?);
     }
     if reports.is_empty() {
@@ -93,15 +94,15 @@ fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddi
             "the package's labels are not those of label_file; evaluate with the labels it was made with",
         ));
     }
-    let pixels: Option<PixelContract> = serde_json::from_value(test.manifest.pixels.clone()).ok();
-    if package.encoder_digest() != test.manifest.model_digest || pixels.as_ref() != Some(&package.config.pixels) {
+    let pixels: Option<PixelContract> = serde_json::from_value(test.manifest.space.pixels.clone()).ok();
+    if package.encoder_digest() != test.manifest.space.model_digest || pixels.as_ref() != Some(&package.config.pixels) {
         return Err(Error::package(format!(
             "test_embeddings were made by {} with other weights or pixel settings than this package has; embed the images again",
-            test.manifest.model_reference
+            test.manifest.space.model_reference
         )));
     }
     let scale = read_tensor(&package.weights(), "logit_scale")?;
-    Head::read(package, scale.f_double_value(&[]).map_err(crate::model::engine)?, test.dim)
+    Head::read(package, scale.f_double_value(&[]).map_err(crate::model::engine)?, test.dim())
 }
 
 fn write(context: &StepContext<'_>, reports: &[MethodReport], labels: &Labels) -> Result<Produced> {

@@ -6,10 +6,10 @@ use crate::config::kinds::{Kind, PortType};
 use crate::config::parameters::Parameters;
 use crate::data::tsv::{companions, index_path};
 use crate::data::{Labels, TextConstants};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::package::read_package;
 use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
-use crate::storage::{Source, Store, is_remote, local_folder, sha256_file, sha256_hex};
+use crate::storage::{RemoteFile, Source, Store, is_remote, local_folder, sha256_file, sha256_hex};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,15 +21,29 @@ pub struct ResolvedInput {
     pub reference: String,
     /// The file or folder.
     pub path: PathBuf,
-    /// SHA-256 over the content: a file's own, or that of a folder's names and hashes.
+    /// SHA-256 over the content: a file's own, or that of a folder's names and hashes; see also [`ResolvedInput::identity`].
     pub digest: String,
     /// Bytes in all.
     pub size: u64,
     /// The version, when it is one.
     pub version: Option<Version>,
+    /// The object and its line index, when it stays where it is and is read in ranges; then there is no `path`.
+    pub stream: Option<Box<(RemoteFile, Option<RemoteFile>)>>,
 }
 
 impl ResolvedInput {
+    /// What the content is known by: `sha256:` and the hash, or `etag:` and a hash of place, ETag and size, for what is somewhere
+    /// else and was not read.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let by = if self.is_known_by_etag() { "etag" } else { "sha256" };
+        format!("{by}:{}", self.digest)
+    }
+
+    fn is_known_by_etag(&self) -> bool {
+        self.stream.is_some() && self.version.is_none()
+    }
+
     /// What may be published of where the input came from: its version, or its name without the folders of this machine.
     #[must_use]
     pub fn origin(&self) -> String {
@@ -43,7 +57,8 @@ impl ResolvedInput {
         InputRecord {
             reference: self.version.as_ref().map(Version::reference),
             uri: self.version.as_ref().map_or_else(|| self.reference.clone(), |v| v.uri(store)),
-            sha256: self.digest.clone(),
+            sha256: if self.is_known_by_etag() { String::new() } else { self.digest.clone() },
+            etag: self.is_known_by_etag().then(|| self.digest.clone()),
             size: self.size,
         }
     }
@@ -202,7 +217,7 @@ fn locate(store: &Store, job: &Job, (text, port): (&str, PortType), pins: &mut P
     };
     let metadata = std::fs::metadata(&local).map_err(|e| Error::io("open", &local, e))?;
     match (port, metadata.is_dir()) {
-        (PortType::File, true) => {
+        (PortType::File | PortType::Rows, true) => {
             Err(Error::config(format!("'{}' is a folder; this input takes a file", local.display())))
         }
         (PortType::Folder | PortType::Model, false) => {
@@ -218,16 +233,47 @@ fn external(store: &Store, job: &Job, named: (&str, PortType), pins: &mut Pins) 
         Located::Version(version) => of_version(store, *version, port),
         Located::Path(path) => of_path(path, port),
         Located::Source(source) => {
+            if port == PortType::Rows
+                && let Some(input) = streamed(&source)?
+            {
+                return Ok(input);
+            }
             let fetched = of_path(fetch(store, &source, port)?, port)?;
             Ok(ResolvedInput { reference: source.uri().to_owned(), ..fetched })
         }
     }
 }
 
+/// An object that stays where it is, if its content can be told from another without reading it.
+fn streamed(source: &Source) -> Result<Option<ResolvedInput>> {
+    exists(source, PortType::Rows)?;
+    let object = source.remote_file(None)?;
+    let Some(digest) = object.fingerprint() else { return Ok(None) };
+    let mut index = None;
+    for name in companions(source.name()).iter().filter(|_| !source.is_web()) {
+        index = if_there(source.remote_file(Some(name)))?;
+    }
+    Ok(Some(ResolvedInput {
+        reference: source.uri().to_owned(),
+        path: PathBuf::new(),
+        digest,
+        size: object.size(),
+        version: None,
+        stream: Some(Box::new((object, index))),
+    }))
+}
+
+fn if_there<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 /// Brings an input from elsewhere to this machine, through the cache; the index of a TSV comes along.
 fn fetch(store: &Store, source: &Source, port: PortType) -> Result<PathBuf> {
     let cache = store.cache()?;
-    if port == PortType::File {
+    if is_file(port) {
         exists(source, port)?;
         return Ok(source.file(&cache, &companions(source.name()))?.0);
     }
@@ -238,11 +284,11 @@ fn fetch(store: &Store, source: &Source, port: PortType) -> Result<PathBuf> {
 fn exists(source: &Source, port: PortType) -> Result<()> {
     let uri = source.uri();
     match (port, source.is_file()?) {
-        (PortType::File, true) => Ok(()),
-        (PortType::File, false) if source.is_folder()? => {
+        (PortType::File | PortType::Rows, true) => Ok(()),
+        (PortType::File | PortType::Rows, false) if source.is_folder()? => {
             Err(Error::config(format!("'{uri}' is a folder; this input takes a file")))
         }
-        (PortType::File, false) => Err(Error::not_found(format!("there is no '{uri}'"))),
+        (PortType::File | PortType::Rows, false) => Err(Error::not_found(format!("there is no '{uri}'"))),
         (PortType::Folder | PortType::Model, is_file) => match (source.is_folder()?, is_file) {
             (true, _) => Ok(()),
             (false, true) => Err(Error::config(format!("'{uri}' is a file; this input takes a folder"))),
@@ -253,17 +299,51 @@ fn exists(source: &Source, port: PortType) -> Result<()> {
 
 /// Whether a version can be what the input takes.
 fn of_kind(version: &Version, port: PortType) -> Result<()> {
-    if port == PortType::File { main_file(version).map(drop) } else { Ok(()) }
+    if is_file(port) { main_file(version).map(drop) } else { Ok(()) }
+}
+
+fn is_file(port: PortType) -> bool {
+    matches!(port, PortType::File | PortType::Rows)
 }
 
 fn of_version(store: &Store, version: Version, port: PortType) -> Result<ResolvedInput> {
+    if port == PortType::Rows && store.is_remote() {
+        return streamed_version(store, version);
+    }
     let folder = registry::open_local(store, &version)?;
-    let path = if port == PortType::File { folder.join(&main_file(&version)?.path) } else { folder };
+    let path = if is_file(port) { folder.join(&main_file(&version)?.path) } else { folder };
     Ok(ResolvedInput {
         reference: version.reference(),
         path,
         digest: version.digest.clone(),
         size: version.total_size(),
+        version: Some(version),
+        stream: None,
+    })
+}
+
+/// A version whose file stays in the store.
+fn streamed_version(store: &Store, version: Version) -> Result<ResolvedInput> {
+    let main = main_file(&version)?;
+    let object = store.remote_file(&version.key(&main.path))?;
+    if object.size() != main.size {
+        return Err(Error::data(format!(
+            "'{}' has {} bytes; {} was published with {}",
+            object.uri(),
+            object.size(),
+            version.reference(),
+            main.size
+        )));
+    }
+    let index = index_path(Path::new(&main.path)).to_string_lossy().into_owned();
+    let index = version.files.iter().find(|f| f.path == index);
+    let index = index.map(|f| store.remote_file(&version.key(&f.path))).transpose()?;
+    Ok(ResolvedInput {
+        reference: version.reference(),
+        path: PathBuf::new(),
+        digest: version.digest.clone(),
+        size: version.total_size(),
+        stream: Some(Box::new((object, index))),
         version: Some(version),
     })
 }
@@ -279,13 +359,13 @@ fn main_file(version: &Version) -> Result<&FileEntry> {
 }
 
 fn of_path(path: PathBuf, port: PortType) -> Result<ResolvedInput> {
-    let (digest, size) = if port == PortType::File {
+    let (digest, size) = if is_file(port) {
         let digest = sha256_file(&path)?;
         (digest.sha256, digest.size)
     } else {
         folder_digest(&path)?
     };
-    Ok(ResolvedInput { reference: path.display().to_string(), path, digest, size, version: None })
+    Ok(ResolvedInput { reference: path.display().to_string(), path, digest, size, version: None, stream: None })
 }
 
 /// SHA-256 over the sorted names and hashes of a folder's files and the names of its folders, and the bytes in all.

@@ -14,35 +14,65 @@ pub(super) struct LabelledEmbeddings {
 }
 
 impl LabelledEmbeddings {
-    /// Reads both; the keys must be the same in the same order, and every class one of `labels`.
+    /// Reads both. The texts must be those of the images that were embedded, row for row; rows whose image was bad are left out.
+    /// Every class must be one of `labels`.
     pub(super) fn read(folder: &Path, text_tsv: &Path, labels: &Labels) -> Result<LabelledEmbeddings> {
         let embeddings = embeddings::read(folder).context(|| format!("embeddings '{}'", folder.display()))?;
         let texts = TsvReader::open(text_tsv)?;
         let rows = read_class_rows(&texts)?;
-        let mut classes = Vec::with_capacity(rows.len());
-        for (index, (row, name)) in rows.iter().zip(&embeddings.names).enumerate() {
+        let table = &embeddings.table;
+        let mut embedded = table.rows.iter().zip(&table.names).peekable();
+        let mut bad = embeddings.bad.iter().peekable();
+        let mut classes = Vec::with_capacity(table.len());
+        for (index, row) in rows.iter().enumerate() {
             let key = texts.row(index)?.key;
-            if key != name {
+            let place = index as u64 + 1;
+            let found = embedded.next_if(|(at, _)| **at == place).map(|(_, name)| name);
+            // of a bad row the key may be unknown
+            let name = match found {
+                Some(name) => Some(name),
+                None => match bad.next_if(|bad| bad.row == place) {
+                    Some(bad) => bad.key.as_ref(),
+                    None => break,
+                },
+            };
+            if let Some(name) = name.filter(|name| *name != key) {
                 return Err(texts.error(
                     index,
                     format!("key '{key}', but the embedding of that row in '{}' is of key '{name}'", folder.display()),
                 ));
             }
-            check_class(row, labels).map_err(|fault| texts.error(index, format!("key '{key}': {fault}")))?;
-            classes.push(row.class_id as usize);
+            if found.is_some() {
+                check_class(row, labels).map_err(|fault| texts.error(index, format!("key '{key}': {fault}")))?;
+                classes.push(row.class_id as usize);
+            }
         }
-        if rows.len() != embeddings.rows() {
-            let (texts_path, row) = (texts.path().display(), rows.len().min(embeddings.rows()));
-            let key =
-                embeddings.names.get(row).map_or_else(|| texts.row(row).map(|r| r.key), |name| Ok(name.as_str()))?;
+        let images = table.len() + embeddings.bad.len();
+        if rows.len() != images {
+            let (texts_path, row) = (texts.path().display(), rows.len().min(images));
+            let key = if row < rows.len() {
+                format!("key '{}' ", texts.row(row)?.key)
+            } else {
+                table
+                    .names
+                    .last()
+                    .filter(|_| row < table.len())
+                    .map_or_else(String::new, |_| format!("key '{}' ", table.names[row]))
+            };
             return Err(Error::data(format!(
-                "row {}: key '{key}' has no partner: '{texts_path}' has {} rows, '{}' has {}; give the texts of the images that \
+                "row {}: {key}has no partner: '{texts_path}' has {} rows, '{}' has {images}; give the texts of the images that \
                  were embedded",
                 row + 1,
                 rows.len(),
                 folder.display(),
-                embeddings.rows()
             )));
+        }
+        if !embeddings.bad.is_empty() {
+            tracing::warn!(
+                bad = embeddings.bad.len(),
+                rows = table.len(),
+                "some images could not be embedded: their rows are left out"
+            );
         }
         Ok(LabelledEmbeddings { embeddings, classes })
     }

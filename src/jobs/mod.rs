@@ -30,7 +30,7 @@ use crate::config::parameters::Parameters;
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
 use crate::package::{Package, read_package, verify_package};
-use crate::registry::AssetKind;
+use crate::registry::{AssetKind, Version};
 use crate::storage::Store;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,6 +55,8 @@ pub struct StepContext<'a> {
     pub continuation: &'a str,
     /// The processes that do the step together.
     pub world: &'a World,
+    /// The newest version of the step's output, where its content can save work; known to the first process only.
+    pub before: Option<Version>,
 }
 
 impl StepContext<'_> {

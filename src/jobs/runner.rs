@@ -25,8 +25,8 @@ use crate::distributed::World;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
 use crate::registry::{
-    CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, StepCache, StepRecord,
-    StepStatus, Version, check_name, get, new_run_id, publish_all, step_lock,
+    AssetKind, CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, Selector, StepCache,
+    StepRecord, StepStatus, Version, check_name, get, new_run_id, publish_all, step_lock,
 };
 use crate::storage::{Store, sha256_hex};
 use crate::telemetry::duration;
@@ -276,6 +276,7 @@ impl Runner<'_> {
             run: (&self.record.run_id, name),
             continuation: &continuation,
             world: self.world,
+            before: self.before(name, step)?,
         };
         if matches!(step.parameters, Parameters::Finetune(_) | Parameters::Embed(_)) {
             announce(self.world, &Task::new(self.job, &context))?;
@@ -285,7 +286,7 @@ impl Runner<'_> {
             run_id: self.record.run_id.clone(),
             step: Some(name.to_owned()),
             code_version: CODE_VERSION.to_owned(),
-            inputs: inputs.iter().map(|(n, i)| (n.clone(), format!("{} sha256:{}", i.origin(), i.digest))).collect(),
+            inputs: inputs.iter().map(|(n, i)| (n.clone(), format!("{} {}", i.origin(), i.identity()))).collect(),
         };
         let summary = produced.summary.clone();
         record.metrics = produced.metrics.clone();
@@ -307,6 +308,19 @@ impl Runner<'_> {
         record.status = StepStatus::Succeeded;
         self.keep(name, outputs, record);
         Ok(summary)
+    }
+
+    /// The newest version of what the step makes, where its content can save work; not when everything is to be done again.
+    fn before(&self, name: &str, step: &Step) -> Result<Option<Version>> {
+        if self.options.rerun || step.kind != Kind::Embed {
+            return Ok(None);
+        }
+        let output = self.job.output_name(name, step, "embeddings");
+        let latest = Reference { kind: AssetKind::Data, name: output, version: Selector::Latest };
+        match get(self.store, &latest) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Takes over what an earlier run has made of the same, if there is that.

@@ -55,7 +55,7 @@ impl RunFacts {
         ];
         let inputs = record.inputs.iter().map(|(name, input)| {
             let from = input.reference.as_deref().unwrap_or(&input.uri);
-            (clean(&format!("medtune.input.{name}")), cut(&format!("{from} sha256:{}", input.sha256), MAX_TAG))
+            (clean(&format!("medtune.input.{name}")), cut(&format!("{from} {}", input.identity()), MAX_TAG))
         });
         tags.extend(inputs);
         if let Some(text) = record.config["description"].as_str().filter(|t| !t.is_empty()) {

@@ -46,10 +46,21 @@ pub struct InputRecord {
     pub reference: Option<String>,
     /// Where it was read from.
     pub uri: String,
-    /// SHA-256 of the file, or the digest of the version.
+    /// SHA-256 of the file, or the digest of the version; empty for what was read in ranges from somewhere else.
     pub sha256: String,
+    /// A hash over place, ETag and size of what was read in ranges from somewhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
     /// The size in bytes.
     pub size: u64,
+}
+
+impl InputRecord {
+    /// What the content is known by: `sha256:` or `etag:` and a hash.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        self.etag.as_ref().map_or_else(|| format!("sha256:{}", self.sha256), |etag| format!("etag:{etag}"))
+    }
 }
 
 /// Something that a run published or wrote.

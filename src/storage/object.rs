@@ -39,10 +39,10 @@ pub(super) struct Object {
 
 /// What the first answer said of an object; all others must be of the same content.
 #[derive(Debug, Clone)]
-struct Seen {
+pub(super) struct Seen {
     /// Empty if the store gives none.
-    tag: String,
-    size: u64,
+    pub(super) tag: String,
+    pub(super) size: u64,
 }
 
 impl Object {
@@ -137,7 +137,7 @@ impl Object {
     }
 
     /// One range, asked for again from where it broke off as long as something comes.
-    async fn range(&self, range: Range<u64>, seen: &OnceLock<Seen>) -> Result<Vec<Bytes>> {
+    pub(super) async fn range(&self, range: Range<u64>, seen: &OnceLock<Seen>) -> Result<Vec<Bytes>> {
         let (mut parts, mut at, mut fruitless) = (Vec::new(), range.start, 0);
         loop {
             let before = at;

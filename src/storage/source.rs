@@ -76,6 +76,12 @@ impl Source {
         self.uri.rsplit('/').next().unwrap_or_default()
     }
 
+    /// Whether it is a web server, where nothing can be listed.
+    #[must_use]
+    pub fn is_web(&self) -> bool {
+        self.web
+    }
+
     /// The file, on this machine, with what it is; files of the names `beside` it are taken along where there are any.
     ///
     /// # Errors
@@ -84,9 +90,8 @@ impl Source {
     pub fn file(&self, cache: &Cache, beside: &[String]) -> Result<(PathBuf, FileDigest)> {
         let digest = self.fetch(cache, &self.backend.path, None)?;
         let mut files = vec![(checked(self.name())?, self.backend.path.clone(), digest.clone())];
-        let folder = self.backend.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         for other in beside.iter().filter(|_| !self.web) {
-            let path = if folder.is_empty() { other.clone() } else { format!("{folder}/{other}") };
+            let path = self.beside(other);
             match self.fetch(cache, &path, None) {
                 Ok(digest) => files.push((checked(other)?, path, digest)),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -215,6 +220,17 @@ impl Source {
         let seen = Seen { format_version: 1, uri: object.uri, tag, size: digest.size, sha256: digest.sha256.clone() };
         let bytes = serde_json::to_vec(&seen).map_err(|e| Error::internal("cannot write JSON").with_source(e))?;
         cache.remember(&name, &bytes).map(|()| digest)
+    }
+
+    /// The path of another name in the same folder.
+    fn beside(&self, name: &str) -> String {
+        self.backend.path.rsplit_once('/').map_or_else(|| name.to_owned(), |(folder, _)| format!("{folder}/{name}"))
+    }
+
+    /// The object itself, or that of another name in the same folder.
+    pub(super) fn neighbour(&self, name: Option<&str>) -> Result<Object> {
+        let path = name.map_or_else(|| self.backend.path.clone(), |name| self.beside(name));
+        self.object(&path)
     }
 
     fn object(&self, path: &str) -> Result<Object> {

@@ -128,7 +128,8 @@ def pipeline():
 
     def embed(split):
         inputs = {"image_tsv": out("prepare", f"{split}_image_tsv"), "mlflow_model_path": "model:base@latest"}
-        return {"kind": "Embed", "inputs": inputs, "outputs": {"embeddings": f"{split}-embeddings"}}
+        outputs, forms = {"embeddings": f"{split}-embeddings"}, {"formats": ["npy", "pickle"]}
+        return {"kind": "Embed", "inputs": inputs, "parameters": forms, "outputs": outputs}
 
     def assemble(name, **inputs):
         inputs |= {"mlflow_model_path": "model:base@latest", "label_file": out("prepare", "label_file")}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import bad_rows  # noqa: F401 - its cases are among CASES
-from bad_inputs import CASES, CONFIG, DATA, NO_SPACE, NOT_FOUND, Bench, image_rows, weights
+from bad_inputs import CASES, CONFIG, DATA, NO_SPACE, NOT_FOUND, Bench, image_rows, text_rows, weights
 from harness import check_complete, environment, invoke, records, refused, snapshot, succeed, write_tsv
 
 
@@ -74,10 +74,11 @@ def test_a_bad_row_is_found_before_the_work(bench, tmp_path):
     Image.effect_noise((64, 64), 80).save(picture, "PNG")
     half = picture.getvalue()[: len(picture.getvalue()) // 2]
     rows[0] = (rows[0][0], base64.b64encode(half).decode())
-    one = bench.write(tmp_path / "one.yaml", bench.embed(image_tsv=write_tsv(tmp_path / "one.tsv", rows)))
+    texts = write_tsv(tmp_path / "texts.tsv", text_rows(200))
+    one = bench.write(tmp_path / "one.yaml", bench.finetune(image_tsv=write_tsv(tmp_path / "one.tsv", rows), text_tsv=texts))
     refused(bench.call("run", one, "--rerun"), DATA, "one.tsv", "row 1:")
     rows[-1] = (rows[-1][0], rows[-1][1][:-200])
-    two = bench.write(tmp_path / "two.yaml", bench.embed(image_tsv=write_tsv(tmp_path / "two.tsv", rows)))
+    two = bench.write(tmp_path / "two.yaml", bench.finetune(image_tsv=write_tsv(tmp_path / "two.tsv", rows), text_tsv=texts))
     refused(bench.call("run", two, "--rerun"), DATA, "two.tsv", "row 200")
 
 

@@ -139,7 +139,7 @@ def embed_job(bench, name, processes, batch=8):
         "name": "embed",
         "compute": {"device": "cpu", "threads": 1, "processes": processes, "peer_timeout_seconds": 20},
         "inputs": {"image_tsv": "train_images.tsv", "mlflow_model_path": "model:base@latest"},
-        "parameters": {"batch_size": batch},
+        "parameters": {"batch_size": batch, "shard_rows": 12, "formats": ["npy", "pickle"]},
     }
     path = bench.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(job, sort_keys=False))
@@ -149,18 +149,19 @@ def embed_job(bench, name, processes, batch=8):
 def embeddings(store):
     """The files of the only embeddings of a store."""
     [folder] = (store / "data" / "embed-embeddings").iterdir()
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_embeddings_of_several_processes(bench):
-    """The same files, to the last byte; 50 rows in batches of 8, so that the last round and its last batch are not full."""
+    """The same files, to the last byte; 50 rows in shards of 12 and batches of 8, so that no shard and no last batch is full."""
     made = {}
     for processes in (1, 2, 3):
         store = bench.new_store(f"embed-{processes}")
         done = bench.run(store, embed_job(bench, f"embed-{processes}", processes))
         assert done.returncode == 0, done.stderr
         made[processes] = embeddings(store)
-    assert set(made[1]) == {"embeddings.parquet", "embeddings.npy", "embeddings.pkl", "embeddings.json"}
+    parts = {f"parquet/part-{part:05}.parquet" for part in range(5)}
+    assert set(made[1]) == {*parts, "embeddings.npy", "embeddings.pkl", "embeddings.json"}
     assert made[1] == made[2] == made[3]
 
 

@@ -19,7 +19,7 @@ def test_the_three_forms_agree(run, split):
     rows = [line.split("\t") for line in run.data(f"{split}_image_tsv").read_text().splitlines()]
     array = np.load(folder / "embeddings.npy", allow_pickle=False)
     assert array.dtype == np.float32 and array.flags.c_contiguous
-    table = pyarrow.parquet.read_table(folder / "embeddings.parquet")
+    table = pyarrow.parquet.read_table(folder / "parquet")
     assert table.column("Name").to_pylist() == [key for key, _ in rows]
     digests = [hashlib.sha256(base64.b64decode(value)).hexdigest() for _, value in rows]
     assert table.column("sha256").to_pylist() == digests

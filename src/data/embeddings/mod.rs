@@ -1,32 +1,43 @@
-//! The embeddings of one dataset, as files that other tools read: Parquet, NumPy, pickled pandas DataFrame.
+//! The embeddings of one dataset, as files that other tools read: Parquet, and NumPy and a pickled pandas DataFrame on request.
 //!
-//! Guarantees: the rows of all files are the same, in the order they were pushed; `embeddings.json` is written last, so a
-//! folder that has it is complete; [`read`] refuses files of different runs, of a newer format, or that do not fit their
-//! manifest. The pickle is written by us and never read by us. Memory while writing is one row group and the names.
+//! Guarantees: rows stand in the order of their dataset, and each says its place there; a row that could not be embedded is in
+//! the ledger and nowhere else; `embeddings.json` is written last, so a folder that has it is complete; [`read`] refuses
+//! files of different runs, of a newer format, or that do not fit their manifest. The pickle is written by us and never read
+//! by us.
 //!
 //! ```text
-//! embeddings.parquet   columns Name, sha256 (of the encoded image), features (fixed-size list of f32); manifest in the footer
-//! embeddings.npy       f32 [rows, dim], little endian, C order
-//! embeddings.pkl       pandas.DataFrame with the columns Name, image, text, features (image and text are None)
-//! embeddings.json      the manifest
+//! parquet/part-00000.parquet   columns row (from 1), Name, sha256 (of the encoded image), features (fixed-size list of f32);
+//!                              model, pixel settings and code version in the schema's metadata; further parts follow
+//! bad_images.jsonl             the ledger: one JSON object a line with row, key and reason; missing when all is well
+//! embeddings.npy               f32 [rows, dim], little endian, C order (on request)
+//! embeddings.pkl               pandas.DataFrame with the columns Name, image, text, features (image and text are None; on request)
+//! embeddings.json              the manifest
 //! ```
+//!
+//! The first format had one file `embeddings.parquet` without the column `row`; it is still read.
 
+mod ledger;
 mod npy;
-mod parquet;
+mod part;
 mod pickle;
+mod writer;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 
-/// The newest format version this program reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub use ledger::{BadRow, LEDGER};
+pub use part::Part;
+pub use writer::EmbeddingsWriter;
 
-/// File name of the Parquet table.
-pub const PARQUET: &str = "embeddings.parquet";
+/// The newest format version this program reads, and the one it writes.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// File name of the table of the first format.
+const ONE_PARQUET: &str = "embeddings.parquet";
 /// File name of the NumPy array.
 pub const NPY: &str = "embeddings.npy";
 /// File name of the pickled DataFrame.
@@ -34,13 +45,15 @@ pub const PICKLE: &str = "embeddings.pkl";
 /// File name of the manifest.
 pub const MANIFEST: &str = "embeddings.json";
 
-/// Where embeddings come from and what shape they have.
+/// The name of a part in its folder, counted from 0.
+#[must_use]
+pub fn part_name(part: usize) -> String {
+    format!("parquet/part-{part:05}.parquet")
+}
+
+/// What vectors must share to be compared with each other, and which program made them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EmbeddingsManifest {
-    /// The version of this file format.
-    pub format_version: u32,
-    /// How many rows there are. A writer fills it in.
-    pub rows: u64,
+pub struct Space {
     /// How many numbers a feature vector has.
     pub dim: usize,
     /// The model as the job named it, resolved to a version.
@@ -49,10 +62,76 @@ pub struct EmbeddingsManifest {
     pub model_digest: String,
     /// The pixel settings, as in the model package.
     pub pixels: serde_json::Value,
+    /// The number type that the model computed in.
+    #[serde(default = "f32_name")]
+    pub precision: String,
     /// The hash of the program's sources ([`crate::CODE_VERSION`]).
     pub code_version: String,
-    /// SHA-256 of the image TSV (hex).
-    pub image_tsv_sha256: String,
+}
+
+fn f32_name() -> String {
+    "f32".to_owned()
+}
+
+impl Space {
+    /// What keeps vectors of `self` and `other` from being used together, if something does.
+    #[must_use]
+    pub fn differs(&self, other: &Space) -> Option<String> {
+        if self.dim != other.dim {
+            Some(format!("dimension {} and {}", self.dim, other.dim))
+        } else if self.model_digest != other.model_digest {
+            Some(format!("models '{}' and '{}'", self.model_reference, other.model_reference))
+        } else if self.pixels != other.pixels {
+            Some("pixel settings".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
+/// One file of vectors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// Its name in the folder.
+    pub file: String,
+    /// Its rows.
+    pub rows: u64,
+}
+
+/// Vectors that were taken over from an earlier version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reused {
+    /// The version.
+    pub from: String,
+    /// How many vectors.
+    pub rows: u64,
+}
+
+/// Where embeddings come from and what shape they have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EmbeddingsManifest {
+    /// The version of this file format.
+    pub format_version: u32,
+    /// How many rows there are. A writer fills it in.
+    pub rows: u64,
+    /// Model, pixels and program.
+    #[serde(flatten)]
+    pub space: Space,
+    /// What the image TSV was: `sha256:` and the hash of its content, or `etag:` and a hash of its place, ETag and size.
+    #[serde(alias = "image_tsv_sha256")]
+    pub image_tsv: String,
+    /// How many rows the image TSV has.
+    #[serde(default)]
+    pub image_tsv_rows: u64,
+    /// How many rows of the image TSV are in the ledger. A writer fills it in.
+    #[serde(default)]
+    pub bad_rows: u64,
+    /// What was taken over from an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reused: Option<Reused>,
+    /// The Parquet files in order. A writer fills them in.
+    #[serde(default)]
+    pub parts: Vec<PartEntry>,
 }
 
 impl EmbeddingsManifest {
@@ -62,15 +141,7 @@ impl EmbeddingsManifest {
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data), naming what differs.
     pub fn same_space(&self, other: &EmbeddingsManifest, names: (&str, &str)) -> Result<()> {
-        let differs = if self.dim != other.dim {
-            format!("dimension {} and {}", self.dim, other.dim)
-        } else if self.model_digest != other.model_digest {
-            format!("models '{}' and '{}'", self.model_reference, other.model_reference)
-        } else if self.pixels != other.pixels {
-            "pixel settings".to_owned()
-        } else {
-            return Ok(());
-        };
+        let Some(differs) = self.space.differs(&other.space) else { return Ok(()) };
         Err(Error::data(format!(
             "embeddings '{}' and '{}' cannot be used together: different {differs}; embed both with one model",
             names.0, names.1
@@ -81,14 +152,10 @@ impl EmbeddingsManifest {
 /// The embeddings of one dataset in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
-    /// The key of each row, as in the image TSV.
-    pub names: Vec<String>,
-    /// SHA-256 (hex) of the encoded image of each row.
-    pub hashes: Vec<String>,
-    /// How many numbers a feature vector has.
-    pub dim: usize,
-    /// Feature vectors, row-major `[rows, dim]`.
-    pub features: Vec<f32>,
+    /// All rows.
+    pub table: Part,
+    /// The rows of the dataset that could not be embedded, rising.
+    pub bad: Vec<BadRow>,
     /// Where they come from.
     pub manifest: EmbeddingsManifest,
 }
@@ -97,120 +164,19 @@ impl Embeddings {
     /// How many rows there are.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.names.len()
+        self.table.len()
+    }
+
+    /// How many numbers a vector has.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.manifest.space.dim
     }
 
     /// The feature vector of one row, `[dim]`.
     #[must_use]
     pub fn row(&self, row: usize) -> &[f32] {
-        &self.features[row * self.dim..(row + 1) * self.dim]
-    }
-
-    /// Writes all files into `dir`, which is created. Returns the manifest as written.
-    ///
-    /// # Errors
-    /// [`Internal`](crate::ErrorKind::Internal) if the lengths do not fit; otherwise as [`EmbeddingsWriter`].
-    pub fn write(&self, dir: &Path) -> Result<EmbeddingsManifest> {
-        if self.hashes.len() != self.rows() || self.features.len() != self.rows() * self.dim {
-            return Err(Error::internal("embeddings: names, hashes and features differ in length"));
-        }
-        let mut writer = EmbeddingsWriter::create(dir, EmbeddingsManifest { dim: self.dim, ..self.manifest.clone() })?;
-        for row in 0..self.rows() {
-            writer.push(&self.names[row], &self.hashes[row], self.row(row))?;
-        }
-        writer.finish()
-    }
-
-    /// Reads a folder that [`EmbeddingsWriter`] wrote (the Parquet file and the manifest).
-    ///
-    /// # Errors
-    /// As [`read`].
-    pub fn read(dir: &Path) -> Result<Self> {
-        read(dir)
-    }
-}
-
-/// Writes the files row by row. Dropping it without [`finish`](Self::finish) leaves a folder without a manifest.
-#[derive(Debug)]
-pub struct EmbeddingsWriter {
-    dir: PathBuf,
-    manifest: EmbeddingsManifest,
-    names: Vec<String>,
-    parquet: parquet::Writer,
-    npy: npy::Writer,
-}
-
-impl EmbeddingsWriter {
-    /// Starts writing into `dir`, which is created; files of an earlier attempt are replaced. Of `manifest`, `rows` and
-    /// `format_version` are filled in by the writer.
-    ///
-    /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) if the dimension is 0; [`Storage`](crate::ErrorKind::Storage) or
-    /// [`NoSpace`](crate::ErrorKind::NoSpace) if files cannot be written.
-    pub fn create(dir: &Path, mut manifest: EmbeddingsManifest) -> Result<Self> {
-        if manifest.dim == 0 || i32::try_from(manifest.dim).is_err() {
-            return Err(Error::config(format!("embeddings cannot have {} dimensions", manifest.dim)));
-        }
-        manifest.format_version = FORMAT_VERSION;
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-        let complete = dir.join(MANIFEST);
-        match fs::remove_file(&complete) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("replace", &complete, e)),
-            _ => {}
-        }
-        Ok(EmbeddingsWriter {
-            parquet: parquet::Writer::create(&dir.join(PARQUET), manifest.dim)?,
-            npy: npy::Writer::create(&dir.join(NPY), manifest.dim)?,
-            dir: dir.to_owned(),
-            names: Vec::new(),
-            manifest,
-        })
-    }
-
-    /// Adds one row: its key, the SHA-256 (hex) of the encoded image, and `features` of `[dim]` finite numbers.
-    ///
-    /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the features have another length or are not finite; [`Storage`](crate::ErrorKind::Storage) or
-    /// [`NoSpace`](crate::ErrorKind::NoSpace) if files cannot be written.
-    pub fn push(&mut self, name: &str, sha256: &str, features: &[f32]) -> Result<()> {
-        let row = self.names.len() + 1;
-        if features.len() != self.manifest.dim {
-            let (got, want) = (features.len(), self.manifest.dim);
-            return Err(Error::data(format!("embedding of row {row} has {got} numbers instead of {want}")));
-        }
-        if features.iter().any(|v| !v.is_finite()) {
-            return Err(Error::data(format!(
-                "embedding of row {row} ('{name}') is not finite: the model's weights or precision are at fault"
-            )));
-        }
-        self.parquet.push(name, sha256, features)?;
-        self.npy.push(features)?;
-        self.names.push(name.to_owned());
-        Ok(())
-    }
-
-    /// How many rows were pushed.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.names.len()
-    }
-
-    /// Completes all files, the manifest last, and returns it.
-    ///
-    /// # Errors
-    /// [`Storage`](crate::ErrorKind::Storage) or [`NoSpace`](crate::ErrorKind::NoSpace) if files cannot be written.
-    pub fn finish(mut self) -> Result<EmbeddingsManifest> {
-        self.manifest.rows = self.names.len() as u64;
-        let json = serde_json::to_string_pretty(&self.manifest)
-            .map_err(|e| Error::internal("cannot write the embeddings manifest").with_source(e))?;
-        self.parquet.finish(&json)?;
-        self.npy.finish(self.names.len())?;
-        // columns come one after the other in a DataFrame, so the features are read back from the array file
-        let features = npy::rows(&self.dir.join(NPY), self.manifest.dim)?;
-        pickle::write(&self.dir.join(PICKLE), &self.names, features)?;
-        let path = self.dir.join(MANIFEST);
-        fs::write(&path, json + "\n").map_err(|e| Error::io("write", &path, e))?;
-        Ok(self.manifest)
+        &self.table.features[row * self.dim()..(row + 1) * self.dim()]
     }
 }
 
@@ -238,35 +204,84 @@ fn parse_manifest(text: &str) -> Result<EmbeddingsManifest> {
             "format version {format_version} is newer than {FORMAT_VERSION}: read it with a newer medtune"
         )));
     }
-    serde_json::from_str(text).map_err(damaged)
+    let mut manifest: EmbeddingsManifest = serde_json::from_str(text).map_err(damaged)?;
+    if format_version == 1 {
+        manifest.image_tsv = format!("sha256:{}", manifest.image_tsv);
+        manifest.image_tsv_rows = manifest.rows;
+        manifest.parts = vec![PartEntry { file: ONE_PARQUET.to_owned(), rows: manifest.rows }];
+    }
+    // a manifest names files of its own folder only
+    match manifest.parts.iter().find(|p| p.file != ONE_PARQUET && !is_part(&p.file)) {
+        Some(part) => Err(Error::data(format!("'{}' is no name of a part", part.file.escape_debug()))),
+        None => Ok(manifest),
+    }
 }
 
-/// Reads the embeddings in `dir` from the Parquet file and checks them against the manifest.
+fn is_part(file: &str) -> bool {
+    let digits = file.strip_prefix("parquet/part-").and_then(|rest| rest.strip_suffix(".parquet"));
+    digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Reads one part of the embeddings in `dir` and compares it with their manifest.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_part(dir: &Path, manifest: &EmbeddingsManifest, part: &PartEntry) -> Result<Part> {
+    let path = dir.join(&part.file);
+    let (space, table) = part::read(&path, manifest.space.dim)?;
+    let space: Option<Space> = space.and_then(|json| serde_json::from_str(&json).ok());
+    if space.as_ref() != Some(&manifest.space) {
+        return Err(Error::data(format!(
+            "'{}' does not belong to '{MANIFEST}' beside it: embed the dataset again",
+            path.display()
+        )));
+    }
+    if table.len() as u64 != part.rows {
+        return Err(Error::data(format!(
+            "'{}' has {} rows, the manifest says {}: embed the dataset again",
+            path.display(),
+            table.len(),
+            part.rows
+        )));
+    }
+    Ok(table)
+}
+
+/// The SHA-256 of the images of one part, in order, without its vectors.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_hashes(dir: &Path, part: &PartEntry) -> Result<Vec<String>> {
+    part::read_texts(&dir.join(&part.file), "sha256")
+}
+
+/// Reads the embeddings in `dir` from the Parquet files and checks them against the manifest.
 ///
 /// # Errors
 /// [`NotFound`](crate::ErrorKind::NotFound) if a file is missing; [`Data`](crate::ErrorKind::Data) if a file is damaged, has other columns
 /// or other rows than the manifest says, or belongs to another run.
 pub fn read(dir: &Path) -> Result<Embeddings> {
     let manifest = read_manifest(dir)?;
-    let path = dir.join(PARQUET);
-    let table = parquet::read(&path, manifest.dim)?;
-    let embedded = table.manifest.as_deref().map(parse_manifest).transpose();
-    let embedded = embedded.context(|| format!("'{}'", path.display()))?;
-    if embedded.as_ref() != Some(&manifest) {
+    let mut table = Part::default();
+    for entry in &manifest.parts {
+        let part = read_part(dir, &manifest, entry)?;
+        table.rows.extend(part.rows);
+        table.names.extend(part.names);
+        table.hashes.extend(part.hashes);
+        table.features.extend(part.features);
+    }
+    let bad = ledger::read(dir)?;
+    if table.len() as u64 != manifest.rows || bad.len() as u64 != manifest.bad_rows {
         return Err(Error::data(format!(
-            "'{}' does not belong to '{MANIFEST}' beside it: embed the dataset again",
-            path.display()
+            "'{}' has {} rows and {} bad ones, the manifest says {} and {}: embed the dataset again",
+            dir.display(),
+            table.len(),
+            bad.len(),
+            manifest.rows,
+            manifest.bad_rows
         )));
     }
-    if table.names.len() as u64 != manifest.rows {
-        return Err(Error::data(format!(
-            "'{}' has {} rows, the manifest says {}: embed the dataset again",
-            path.display(),
-            table.names.len(),
-            manifest.rows
-        )));
-    }
-    Ok(Embeddings { names: table.names, hashes: table.hashes, dim: manifest.dim, features: table.features, manifest })
+    Ok(Embeddings { table, bad, manifest })
 }
 
 #[cfg(test)]

@@ -1,0 +1,226 @@
+//! Embed: the images of a TSV to one unit vector each, in shards of rows.
+//!
+//! Guarantees:
+//! - **A shard that was finished is not done again.** It lies in the store, whole, and a later run of the same step takes it up; what
+//!   comes out is the same to the byte, however often the work was interrupted and by how many processes it was done.
+//! - **A bad row concerns itself alone:** it is in the ledger, with the reason, and all others are in their places. More bad rows than
+//!   the job allows end it, with nothing published.
+//! - Memory does not grow with the dataset, but for its index and 24 bytes a row.
+//!
+//! Several processes take the shards in turn; the first one puts the output together.
+
+mod compute;
+mod earlier;
+mod load;
+mod shards;
+
+use super::{Artifact, Produced, StepContext};
+use crate::CODE_VERSION;
+use crate::config::embedding::{EmbedForm, EmbedParameters};
+use crate::data::embeddings::{BadRow, EmbeddingsManifest, EmbeddingsWriter, FORMAT_VERSION, Reused, Space};
+use crate::data::rows::RowFile;
+use crate::error::{Error, ErrorKind, Result};
+use crate::infer::{Encoder, device, model_config};
+use crate::package::Package;
+use crate::registry::{AssetKind, folder_files};
+use crate::telemetry::stop::StopSignal;
+use compute::{Computation, Speed};
+use earlier::Earlier;
+use serde_json::json;
+use shards::{Done, Work};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Device;
+
+pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Result<Produced> {
+    let mut package = context.package("mlflow_model_path")?;
+    let images = open(context)?;
+    if images.is_empty() {
+        return Err(Error::data(format!("'{}' has no rows", images.place())));
+    }
+    let pixels = &mut package.config.pixels;
+    pixels.jpeg_quality = parameters.image_standardization_jpeg_compression_ratio.unwrap_or(pixels.jpeg_quality);
+    pixels.standard_size = parameters.image_standardization_image_size.unwrap_or(pixels.standard_size);
+    let space = Space {
+        dim: model_config(&package)?.projection as usize,
+        model_reference: context.input("mlflow_model_path")?.origin(),
+        model_digest: package.encoder_digest(),
+        pixels: package.config.pixels.to_json()?,
+        precision: parameters.precision.name().to_owned(),
+        code_version: CODE_VERSION.to_owned(),
+    };
+    // noted between batches from here on, so that what is finished is kept
+    let signal = StopSignal::listen()?;
+    let device = device::select(context.compute)?;
+    let job = Job { context, parameters, images: &images, space: &space };
+    let folder = context.folder("embeddings")?;
+    let (work, mut done, todo) = job.begin(&folder, device)?;
+    job.check_limit(&done)?;
+    let own: Vec<usize> = todo.iter().copied().skip(context.world.rank()).step_by(context.world.size()).collect();
+    let mut speed = Speed::default();
+    if !own.is_empty() {
+        speed = job.compute(&work, (&own, &mut done), (&package, device, &signal))?;
+    }
+    // what the others do may take long
+    context.world.meet()?;
+    if !context.world.is_first() {
+        return Ok(Produced::default());
+    }
+    job.finish(&work, done, &speed)
+}
+
+fn open(context: &StepContext<'_>) -> Result<RowFile> {
+    let input = context.input("image_tsv")?;
+    match &input.stream {
+        Some(stream) => RowFile::remote(stream.0.clone(), stream.1.clone()),
+        None => RowFile::open(&input.path),
+    }
+}
+
+struct Job<'a> {
+    context: &'a StepContext<'a>,
+    parameters: &'a EmbedParameters,
+    images: &'a RowFile,
+    space: &'a Space,
+}
+
+/// What became of the shards that are done.
+type AllDone = BTreeMap<usize, Done>;
+
+impl Job<'_> {
+    /// The shards, what is done of them, and what is to be done: the first process finds out, the others are told.
+    fn begin(&self, folder: &Path, device: Device) -> Result<(Work, AllDone, Vec<usize>)> {
+        let default = if device.is_cuda() { 8192 } else { 512 };
+        let rows = self.parameters.shard_rows.unwrap_or(default);
+        let before = self.context.before.as_ref().filter(|_| self.parameters.reuse);
+        let mut done = AllDone::new();
+        let told = self.context.world.from_first(|| {
+            let work = Work::begin(self.context, folder, (self.images.len(), rows), before)?;
+            let mut todo = Vec::new();
+            for shard in 0..work.shards() {
+                match work.fetch(shard)? {
+                    Some(found) => drop(done.insert(shard, found)),
+                    None => todo.push(shard),
+                }
+            }
+            if !done.is_empty() {
+                tracing::info!(done = done.len(), of = work.shards(), "shards of an earlier run are taken up");
+            }
+            serde_json::to_vec(&(&work.plan, todo)).map_err(|e| Error::internal("cannot write JSON").with_source(e))
+        })?;
+        let (plan, todo) =
+            serde_json::from_slice(&told).map_err(|e| Error::internal("cannot read a plan").with_source(e))?;
+        Ok((Work::new(self.context, folder, self.images.len(), plan)?, done, todo))
+    }
+
+    fn compute(
+        &self,
+        work: &Work,
+        (own, done): (&[usize], &mut AllDone),
+        (package, device, signal): (&Package, Device, &StopSignal),
+    ) -> Result<Speed> {
+        let earlier =
+            work.plan.earlier.as_deref().map(|reference| Earlier::open(self.context.store, reference, self.space));
+        let earlier = earlier.transpose()?.flatten();
+        let encoder = Encoder::load(package, device)?;
+        let computation = Computation {
+            images: self.images,
+            encoder: &encoder,
+            space: self.space,
+            batch: self.parameters.batch_size,
+            earlier: earlier.as_ref(),
+            signal,
+        };
+        computation.run(work, own, |shard, found| {
+            done.insert(shard, found);
+            self.check_limit(done)
+        })
+    }
+
+    /// Ends the job when too many rows are bad.
+    fn check_limit(&self, done: &AllDone) -> Result<()> {
+        self.check_bad(done.values().flat_map(|done| &done.bad))
+    }
+
+    fn check_bad<'b>(&self, bad: impl Iterator<Item = &'b BadRow>) -> Result<()> {
+        let bad: Vec<&BadRow> = bad.collect();
+        let Some(limit) = self.parameters.too_many(bad.len() as u64, self.images.len() as u64) else { return Ok(()) };
+        let Some(first) = bad.iter().min_by_key(|bad| bad.row) else { return Ok(()) };
+        let (run, step) = self.context.run;
+        let key = format!("runs/{run}/{step}-bad_images.jsonl");
+        let lines: Vec<String> = bad.iter().filter_map(|bad| serde_json::to_string(bad).ok()).collect();
+        let kept = self.context.store.put(&key, (lines.join("\n") + "\n").into_bytes());
+        let all =
+            if kept.is_ok() { format!("; all are in '{}'", self.context.store.uri_of(&key)) } else { String::new() };
+        Err(Error::data(format!(
+            "'{}' {}; {} of {} images cannot be used so far, and parameters.{limit}: mend them, or raise the limit{all}",
+            self.images.place(),
+            first.describe(),
+            bad.len(),
+            self.images.len()
+        )))
+    }
+
+    /// Puts the output together.
+    fn finish(&self, work: &Work, mut done: AllDone, speed: &Speed) -> Result<Produced> {
+        for shard in 0..work.shards() {
+            if !done.contains_key(&shard) {
+                let found = work.fetch(shard)?;
+                let lost = || Error::storage(format!("shard {shard} is not in the store any more: run the job again"));
+                done.insert(shard, found.ok_or_else(lost)?);
+            }
+        }
+        let reused = done.values().map(|done| done.reused).sum();
+        let manifest = EmbeddingsManifest {
+            format_version: FORMAT_VERSION,
+            rows: 0,
+            space: self.space.clone(),
+            image_tsv: self.context.input("image_tsv")?.identity(),
+            image_tsv_rows: self.images.len() as u64,
+            bad_rows: 0,
+            reused: work.plan.earlier.clone().filter(|_| reused > 0).map(|from| Reused { from, rows: reused }),
+            parts: Vec::new(),
+        };
+        let forms = |form| self.parameters.formats.contains(&form);
+        let mut writer =
+            EmbeddingsWriter::create(&work.dir, manifest, (forms(EmbedForm::Npy), forms(EmbedForm::Pickle)))?;
+        for (_, done) in done {
+            writer.add(done.bad)?;
+        }
+        self.check_bad(writer.bad().iter())?;
+        let manifest = writer.finish()?;
+        if manifest.rows == 0 {
+            return Err(Error::data(format!("'{}' has no image that can be used", self.images.place())));
+        }
+        if manifest.bad_rows > 0 {
+            tracing::warn!(bad = manifest.bad_rows, rows = manifest.rows, "some images cannot be used: see the ledger");
+        }
+        let mut metrics = speed.to_json();
+        metrics["rows"] = json!(manifest.rows);
+        metrics["bad_rows"] = json!(manifest.bad_rows);
+        metrics["reused_rows"] = json!(reused);
+        let metadata = serde_json::to_value(&manifest).unwrap_or_default();
+        let mut produced = Produced { metrics, used_up: Some(work.folder.clone()), ..Produced::default() };
+        produced.outputs.insert(
+            "embeddings".to_owned(),
+            Artifact {
+                kind: AssetKind::Data,
+                files: folder_files(&work.dir)?,
+                description: format!("embeddings by {}", manifest.space.model_reference),
+                metadata,
+            },
+        );
+        Ok(produced)
+    }
+}
+
+/// Being asked to stop between batches.
+fn stopped(signal: &StopSignal) -> Result<()> {
+    match signal.requested() {
+        Some(name) => Err(Error::new(
+            ErrorKind::Preempted,
+            format!("stopped by {name}; the shards that are done are kept, the same command goes on from there"),
+        )),
+        None => Ok(()),
+    }
+}
