@@ -1,4 +1,5 @@
 // Differentiable operations over the kernels of kernels.h and oneDNN's matrix products: what PyTorch does slowly on CPUs.
+#include "cpu.h"
 #include "guarded.h"
 #include "kernels.h"
 #include <ATen/Parallel.h>
@@ -6,10 +7,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
-
-#ifdef MT_X86
-#include <cpuid.h>
-#endif
 
 namespace {
 
@@ -36,22 +33,6 @@ const Kernels &kernels() {
 #endif
 }
 
-// MKL, behind PyTorch's products in f32, is at its best on its maker's processors; on others oneDNN is faster. Asked of the
-// processor and not of the clock: a resumed run must take the same way to be the same to the bit.
-bool prefers_onednn() {
-#ifdef MT_X86
-    static const bool answer = [] {
-        unsigned a = 0, b = 0, c = 0, d = 0;
-        bool intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx && c == signature_INTEL_ecx && d == signature_INTEL_edx;
-        return !intel && at::globalContext().userEnabledMkldnn() &&
-               c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""}).has_value();
-    }();
-    return answer;
-#else
-    return false;
-#endif
-}
-
 // input [M, K] times weight [N, K] transposed, plus bias [N], by oneDNN; any strides.
 Tensor product(const Tensor &input, const Tensor &weight, const std::optional<Tensor> &bias) {
     using Signature = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor> &, c10::string_view,
@@ -64,7 +45,8 @@ Tensor product(const Tensor &input, const Tensor &weight, const std::optional<Te
 // Rows from which the gradient of a weight is computed transposed: the other way oneDNN first turns the long operand.
 constexpr int64_t MANY_ROWS = 4096;
 
-bool by_onednn(at::ScalarType type) { return type == at::kFloat && prefers_onednn(); }
+// In training bf16 is left to libtorch, which takes oneDNN by itself.
+bool by_onednn(at::ScalarType type) { return type == at::kFloat && prefers_onednn(type); }
 
 // g [M, N] transposed times x [M, K].
 Tensor weight_gradient(const Tensor &g, const Tensor &x) {
@@ -271,7 +253,7 @@ int mt_has_kernels(const Tensor *x) {
 char *mt_linear(const Tensor *x, const Tensor *weight, const Tensor *bias, Tensor **out) {
     return guarded([&] {
         bool ours = x->device().is_cpu() && !autocast(*x) && x->scalar_type() == at::kFloat && weight->scalar_type() == at::kFloat &&
-                    x->dim() > 1 && x->numel() > 0 && prefers_onednn();
+                    x->dim() > 1 && x->numel() > 0 && by_onednn(at::kFloat);
         *out = new Tensor(ours ? Linear::apply(*x, *weight, *bias) : at::linear(*x, *weight, *bias));
     });
 }

@@ -2,10 +2,12 @@
 
 mod checkpoint;
 mod group;
+mod inference;
 mod ops;
 
 pub use checkpoint::checkpoint;
 pub use group::{Meeting, ProcessGroup, Reducer, load_nccl};
+pub use inference::{FixedLinear, has_bfloat16_products};
 pub use ops::{channel_attention, gelu_linear, has_kernels, linear, residual_depthwise, window_attention};
 
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};

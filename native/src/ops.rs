@@ -31,11 +31,11 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-fn raw(tensor: &Tensor) -> *const c_void {
+pub(crate) fn raw(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr() as *const c_void
 }
 
-fn result(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, String> {
+pub(crate) fn result(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, String> {
     let mut out = std::ptr::null_mut();
     crate::check(call(&mut out))?;
     // SAFETY: without an error `out` is a new at::Tensor that nobody else owns.

@@ -3,6 +3,9 @@
 //! No tensor crosses this seam: plain vectors go in and come out. An [`Encoder`] owns its model and is used by one thread.
 
 pub mod device;
+mod precision;
+
+pub use precision::InferencePrecision;
 
 use crate::data::Labels;
 use crate::error::{Context, Error, Result};
@@ -27,19 +30,36 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     pixels: PixelContract,
     device: Device,
+    precision: InferencePrecision,
 }
 
 impl Encoder {
-    /// Loads a package's model onto `device`.
+    /// Loads a package's model onto `device`, to encode in f32.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] when a file is damaged or does not fit; [`crate::ErrorKind::Engine`].
     pub fn load(package: &Package, device: Device) -> Result<Encoder> {
+        Encoder::load_with(package, device, InferencePrecision::F32)
+    }
+
+    /// Loads a package's model onto `device`, to encode in `precision` or what [`InferencePrecision::on`] puts in its place.
+    /// Its weights are laid out for that once: nothing can train them.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`].
+    pub fn load_with(package: &Package, device: Device, precision: InferencePrecision) -> Result<Encoder> {
         let config = model_config(package)?;
-        let params = weights::read(&package.weights(), &config)?.to_device(device)?;
         let tokenizer = Tokenizer::load(&package.tokenizer())?;
         check_vocabulary(&tokenizer, &config)?;
-        Encoder::over(&params, config, tokenizer, package.config.pixels.clone(), device)
+        let params = weights::read(&package.weights(), &config)?.to_device(device)?;
+        let computed = precision.on(device);
+        if computed != precision {
+            tracing::info!(
+                "this processor multiplies no matrices of bf16: computing in f32, which is faster here and more exact"
+            );
+        }
+        let model = UniCl::for_inference(&config, params, computed == InferencePrecision::Bf16)?;
+        Ok(Encoder { config, model, tokenizer, pixels: package.config.pixels.clone(), device, precision: computed })
     }
 
     /// An encoder over parameters that somebody else holds, e.g. a running training.
@@ -54,7 +74,13 @@ impl Encoder {
         device: Device,
     ) -> Result<Encoder> {
         let model = UniCl::new(&config, params)?;
-        Ok(Encoder { config, model, tokenizer, pixels, device })
+        Ok(Encoder { config, model, tokenizer, pixels, device, precision: InferencePrecision::F32 })
+    }
+
+    /// What this encoder computes in.
+    #[must_use]
+    pub fn precision(&self) -> InferencePrecision {
+        self.precision
     }
 
     /// The pixel path of the package.

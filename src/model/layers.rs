@@ -85,6 +85,12 @@ impl Shared for LayerNorm {
 }
 
 impl LayerNorm {
+    /// Whether a parameter of this name is a norm's.
+    pub(crate) fn owns(name: &str) -> bool {
+        let layer = name.rsplit('.').nth(1).unwrap_or_default();
+        ["norm", "norms", "ln_1", "ln_2", "ln_final"].contains(&layer)
+    }
+
     /// Takes `{path}.weight` and `{path}.bias`, both `[C]`.
     ///
     /// # Errors

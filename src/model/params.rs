@@ -3,7 +3,7 @@
 use super::{TchResult, engine};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Parameters in the order of their names.
 #[derive(Debug, Default)]
@@ -24,6 +24,27 @@ impl Params {
     pub fn get(&self, name: &str) -> Result<Tensor> {
         let tensor = self.tensors.get(name);
         tensor.map(Tensor::shallow_clone).ok_or_else(|| Error::package(format!("the weights lack parameter '{name}'")))
+    }
+
+    /// Takes one out, so that its memory is free when the taker lets go of it.
+    ///
+    /// # Errors
+    /// As [`Params::get`].
+    pub fn take(&mut self, name: &str) -> Result<Tensor> {
+        let tensor = self.get(name)?;
+        self.tensors.remove(name);
+        Ok(tensor)
+    }
+
+    /// Casts all but those that `keep` answers to.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`] when memory does not suffice.
+    pub fn cast(&mut self, kind: Kind, keep: impl Fn(&str) -> bool) -> Result<()> {
+        for (_, tensor) in self.tensors.iter_mut().filter(|(name, _)| !keep(name)) {
+            *tensor = tensor.f_to_kind(kind).map_err(engine)?;
+        }
+        Ok(())
     }
 
     /// Names and tensors, in the order of the names.

@@ -1,22 +1,32 @@
 //! UniCL: both towers, projected into one space.
 
 use super::config::ModelConfig;
-use super::davit::DaVit;
+use super::davit::{DaVit, FixedDaVit};
 use super::droppath::DropPath;
+use super::layers::LayerNorm;
 use super::params::Params;
 use super::text::TextTransformer;
-use super::{TchResult, engine};
+use super::{TchResult, engine, engine_text};
 use crate::error::Result;
+use medtune_native::Autocast;
 use tch::{Kind, Tensor};
 
 /// The whole model; it sees in-place updates of the parameters that it was made of.
 #[derive(Debug)]
 pub struct UniCl {
-    image_encoder: DaVit,
+    image_encoder: ImageEncoder,
     lang_encoder: TextTransformer,
     image_projection: Tensor,
     lang_projection: Tensor,
     logit_scale: Tensor,
+    /// Both towers compute in bf16: their weights are bf16 already, and for each operation autocast decides as in training.
+    bfloat16: bool,
+}
+
+#[derive(Debug)]
+enum ImageEncoder {
+    Trainable(DaVit),
+    Fixed(FixedDaVit),
 }
 
 impl UniCl {
@@ -26,20 +36,53 @@ impl UniCl {
     /// [`crate::ErrorKind::Package`] naming a missing parameter.
     pub fn new(config: &ModelConfig, params: &Params) -> Result<UniCl> {
         Ok(UniCl {
-            image_encoder: DaVit::new(&config.image, params)?,
+            image_encoder: ImageEncoder::Trainable(DaVit::new(&config.image, params)?),
             lang_encoder: TextTransformer::new(&config.text, params)?,
             image_projection: params.get("image_projection")?,
             lang_projection: params.get("lang_projection")?,
             logit_scale: params.get("logit_scale")?,
+            bfloat16: false,
         })
     }
 
-    /// Pixels [B, 3, H, W] to unit vectors [B, projection].
+    /// Builds a model that cannot be trained out of f32 parameters, which it takes: on a CPU the image encoder's weights are
+    /// laid out for its products. With `bfloat16` both towers compute in bf16, norms and projections in f32.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] naming a missing parameter; [`crate::ErrorKind::Engine`].
+    pub fn for_inference(config: &ModelConfig, mut params: Params, bfloat16: bool) -> Result<UniCl> {
+        let (image_projection, lang_projection) = (params.take("image_projection")?, params.take("lang_projection")?);
+        let logit_scale = params.take("logit_scale")?;
+        let kind = if bfloat16 { Kind::BFloat16 } else { Kind::Float };
+        let fixed = match image_projection.device().is_cuda() {
+            true => None,
+            false => Some(FixedDaVit::new(&config.image, &mut params, kind)?),
+        };
+        if bfloat16 {
+            params.cast(kind, |name| LayerNorm::owns(name))?;
+        }
+        Ok(UniCl {
+            image_encoder: match fixed {
+                Some(fixed) => ImageEncoder::Fixed(fixed),
+                None => ImageEncoder::Trainable(DaVit::new(&config.image, &params)?),
+            },
+            lang_encoder: TextTransformer::new(&config.text, &params)?,
+            image_projection,
+            lang_projection,
+            logit_scale,
+            bfloat16,
+        })
+    }
+
+    /// Pixels [B, 3, H, W] to unit vectors [B, projection]. Drop path is for models that train.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Engine`].
     pub fn encode_image(&self, pixels: &Tensor, drop_path: Option<&DropPath>) -> Result<Tensor> {
-        let features = self.image_encoder.forward(pixels, drop_path)?;
+        let features = match &self.image_encoder {
+            ImageEncoder::Trainable(encoder) => self.in_its_type(pixels, || encoder.forward(pixels, drop_path))?,
+            ImageEncoder::Fixed(encoder) => encoder.forward(pixels)?,
+        };
         project(&features, &self.image_projection).map_err(engine)
     }
 
@@ -48,8 +91,19 @@ impl UniCl {
     /// # Errors
     /// [`crate::ErrorKind::Engine`].
     pub fn encode_text(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let features = self.lang_encoder.forward(ids, mask)?;
+        let features = self.in_its_type(ids, || self.lang_encoder.forward(ids, mask))?;
         project(&features, &self.lang_projection).map_err(engine)
+    }
+
+    /// Runs a tower whose weights are bf16 under autocast, and makes its features f32; any other as it is.
+    fn in_its_type(&self, input: &Tensor, tower: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        if !self.bfloat16 {
+            return tower();
+        }
+        let autocast = Autocast::enter(input.device().is_cuda(), true).map_err(|text| engine_text(&text))?;
+        let features = tower()?;
+        drop(autocast);
+        features.f_to_kind(Kind::Float).map_err(engine)
     }
 
     /// The logarithm of the factor on cosine similarities, a scalar parameter.

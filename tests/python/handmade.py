@@ -71,12 +71,13 @@ def random_tensors(shapes, seed):
 def tokenizer():
     """A byte-level tokenizer with CLIP's special tokens; its end token has the highest id, as in CLIP."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*alphabet, *(letter + "</w>" for letter in alphabet)])}
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *(letter + "</w>" for letter in alphabet), *special])}
     result = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>"))
     result.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     result.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     result.decoder = decoders.ByteLevel()
-    result.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    result.add_special_tokens(special)
     return result
 
 
@@ -90,7 +91,7 @@ def png(height=40, width=60, seed=0, mode="RGB"):
     return buffer.getvalue()
 
 
-def write_package(folder, task, classifier=None, seed=0):
+def write_package(folder, task, classifier=None, seed=0, model_config=None):
     """A package of `task` ("embeddings", or "classification" with classifier "zero-shot" or "adapter"). Returns (config, state, extra).
 
     `extra` is the class embeddings [classes, P] or the adapter's state dict.
@@ -101,7 +102,7 @@ def write_package(folder, task, classifier=None, seed=0):
     (checkpoints / "vision_model").mkdir()
     tokens = tokenizer()
     tokens.save(str(words / "tokenizer.json"))
-    model_config = config()
+    model_config = model_config or config()
     (checkpoints / "config.yaml").write_text(yaml.safe_dump(model_config))
     state = random_state(model_config, tokens.get_vocab_size(), seed)
     save_file(state, checkpoints / "vision_model" / "model.pt")

@@ -1,6 +1,7 @@
 //! DaViT: stages of a patch-embedding convolution and blocks; each block attends over windows, then over channels.
 
 mod blocks;
+mod inference;
 
 use super::config::ImageEncoderConfig;
 use super::droppath::DropPath;
@@ -9,6 +10,7 @@ use super::params::Params;
 use super::{TchResult, engine};
 use crate::error::Result;
 use blocks::{Attention, Block, BlockSpec};
+pub use inference::FixedDaVit;
 use tch::{Kind, Tensor};
 
 /// Epsilon of every layer norm of the image encoder.

@@ -1,0 +1,148 @@
+"""What scripts/bench-embed runs: the Embed job, the encoder alone, and its peers, which encode the same TSV in turn.
+
+What is compared are images a second of a long embedding. Loading the model is left out for all: the job is run on few and on more images,
+and the difference of its times is what the images took; the others are timed once they are loaded. The job has no parameter for bf16 yet:
+in that precision it is the encoder alone (examples/encode.rs) that is compared.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+from bench_compare import Peer, photographs
+from measure import require
+
+HERE = Path(__file__).resolve().parent
+SIZES = HERE.parent / "benches" / "medimageinsight.yaml"
+# the goals: at least so many times PyTorch eager, and not slower than the fastest other
+GOALS = {"f32": 2.2, "bf16": 1.3}
+PEERS = {"f32": {"PyTorch eager": "eager", "ONNX Runtime": "onnx"}, "bf16": {"PyTorch eager": "eager", "torch.compile, frozen": "compile"}}
+COSINE = {"f32": 0.99999, "bf16": 0.99}
+
+
+class Bench:
+    """A store with a model of random weights, and image TSVs."""
+
+    def __init__(self, arguments, folder):
+        self.arguments, self.folder, self.runs = arguments, folder, 0
+        self.medtune, self.encode = arguments.programs / "medtune", arguments.programs / "examples" / "encode"
+        photographs(folder, max(arguments.images, arguments.images_bf16, arguments.batch))
+        self.rows = (folder / "images.tsv").read_text().splitlines()
+        init = ["model", "init", "--name", "bench", "--config", str(arguments.config), "--label-texts", str(folder / "labels.txt")]
+        subprocess.run([self.medtune, "--store", str(folder / "store"), *init], stdout=subprocess.PIPE, check=True)
+        [model] = (folder / "store").rglob("MLmodel")
+        self.package = model.parent
+
+    def tsv(self, name, count):
+        path = self.folder / f"{name}.tsv"
+        path.write_text("".join(f"{name}-{row}\n" for row in self.rows[:count]))
+        return path
+
+    def job(self, count):
+        """Seconds of `medtune run` on `count` images; their keys are new ones, or the store would know the result."""
+        self.runs += 1
+        images = self.tsv(f"run{self.runs}", count)
+        job = {
+            "version": 1,
+            "kind": "Embed",
+            "name": "bench",
+            "compute": {"device": "cpu", "threads": self.arguments.threads},
+            "inputs": {"mlflow_model_path": "model:bench@latest", "image_tsv": images.name},
+            "parameters": {"batch_size": self.arguments.batch},
+            "outputs": {"embeddings": "bench-embeddings"},
+        }
+        path = self.folder / "job.yaml"
+        path.write_text(yaml.safe_dump(job, sort_keys=False))
+        started = time.monotonic()
+        done = subprocess.run([self.medtune, "--store", str(self.folder / "store"), "run", str(path)], capture_output=True, text=True)
+        require(done.returncode == 0, done.stderr)
+        return time.monotonic() - started
+
+    def precision(self, precision):
+        """The rows of one precision: programs with images a second, the job first."""
+        arguments = self.arguments
+        count = arguments.images if precision == "f32" else arguments.images_bf16
+        images = self.tsv(precision, count)
+        size = ["--precision", precision, "--batch", str(arguments.batch), "--threads", str(arguments.threads)]
+
+        def files(name):
+            return [str(self.package), str(images), str(self.folder / f"{name}.f32")]
+
+        peers = {"medtune's encoder": Peer("encode", [self.encode, *files("encode"), *size, "--ask"])}
+        for title, name in PEERS[precision].items():
+            peers[title] = Peer(name, [sys.executable, str(HERE / "bench_embed_peer.py"), name, *files(name), *size])
+        times = {name: [] for name in peers}
+        jobs = []
+        for turn in range(arguments.turns):
+            for name, peer in peers.items():
+                peer.step()
+                times[name].append(peer.steps[-1]["seconds"] / count)
+                print(f"{precision}, turn {turn + 1}: {name}: {times[name][-1]:.3f} s an image", flush=True)
+            if precision == "f32":
+                few, many = self.job(arguments.batch), self.job(arguments.batch + count)
+                jobs.append((many - few) / count)
+                print(f"{precision}, turn {turn + 1}: medtune run: {jobs[-1]:.3f} s an image", flush=True)
+        computed = peers["medtune's encoder"].steps[-1]["precision"]
+        for peer in peers.values():
+            peer.process.stdin.close()
+            peer.process.wait()
+        vectors = {peer.name: np.fromfile(self.folder / f"{peer.name}.f32", np.float32).reshape(count, -1) for peer in peers.values()}
+        for name, found in vectors.items():
+            cosine = (found * vectors["encode"]).sum(1).min() / np.linalg.norm(found, axis=1).max()
+            require(cosine > COSINE[precision], f"{precision}: the vectors of {name} differ from medtune's, cosine {cosine}: not the same computation")
+        rows = {name: min(found) for name, found in times.items()}
+        if jobs:
+            rows = {"medtune run": min(jobs)} | rows
+        return rows, computed
+
+
+def show(precision, rows, computed):
+    """Prints a table and whether the goals are met."""
+    ours = next(iter(rows))
+    note = "" if computed == precision else f"; this processor has no products in {precision}, medtune took {computed}"
+    print(f"\n{precision}{note}\n{'':24}{'s/image':>9}{'images/s':>10}{ours + ' is':>24}")
+    for name, seconds in rows.items():
+        ratio = "" if name.startswith("medtune") else f"{seconds / rows[ours]:.2f} x"
+        print(f"{name:24}{seconds:9.3f}{1 / seconds:10.3f}{ratio:>24}")
+    eager = rows["PyTorch eager"] / rows[ours]
+    others = {name: seconds / rows[ours] for name, seconds in rows.items() if not name.startswith(("medtune", "PyTorch"))}
+    met = eager >= GOALS[precision] and all(ratio >= 1 for ratio in others.values())
+    wanted = f"{GOALS[precision]} x PyTorch eager and 1 x {', '.join(others)}"
+    print(f"goal: {wanted}: {'met' if met else 'missed on this machine'}", flush=True)
+    return met
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--programs", type=Path, required=True, help="folder of the built programs")
+    parser.add_argument("--config", type=Path, default=SIZES, help="sizes of the model, as `medtune model init` takes them")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images-bf16", type=int, help="images in bf16, which takes minutes each where the processor has no products in it")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    arguments = parser.parse_args()
+    arguments.images_bf16 = arguments.images_bf16 or arguments.images
+    for count in (arguments.images, arguments.images_bf16):
+        require(count % arguments.batch == 0, "images must be whole batches: ONNX Runtime's model has one batch size")
+    results = {"batch": arguments.batch, "threads": arguments.threads}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
+        bench = Bench(arguments, Path(scratch))
+        tables = {precision: bench.precision(precision) for precision in arguments.precisions}
+    for precision, (rows, computed) in tables.items():
+        results[precision] = {"computed_in": computed, "seconds_an_image": rows, "goal_met": show(precision, rows, computed)}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A peer of examples/encode.rs: the same embedding by PyTorch or ONNX Runtime. Encodes a TSV for every line of its standard input.
+
+The model is the tests' independent one (timm's DaViT) with the package's weights; Pillow decodes and standardises. Prints one JSON object a pass.
+"""
+
+import argparse
+import base64
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
+from reference import Package, pixels  # noqa: E402
+
+
+class Image(torch.nn.Module):
+    """The image tower and its projection: pixels [B, 3, H, W] to unit vectors [B, P]."""
+
+    def __init__(self, package):
+        super().__init__()
+        self.tower = package.model.image
+        self.projection = torch.nn.Parameter(package.model.state["image_projection"], requires_grad=False)
+
+    def forward(self, x):
+        x = self.tower(x) @ self.projection
+        return x / x.norm(dim=1, keepdim=True)
+
+
+def eager(model, kind, _):
+    model = model.to(kind)
+    return lambda batch: model(batch.to(kind)).float().numpy()
+
+
+def compiled(model, kind, example):
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    fast, kind_of_input = torch.compile(model.to(kind)), kind
+    fast(example.to(kind_of_input))
+    return lambda batch: fast(batch.to(kind_of_input)).float().numpy()
+
+
+def onnx(model, _, example):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        torch.onnx.export(model, (example,), path, input_names=["pixels"], output_names=["vectors"], opset_version=18, dynamo=False)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(None, {"pixels": batch.numpy()})[0]
+
+
+PEERS = {"eager": eager, "compile": compiled, "onnx": onnx}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--precision", choices=["f32", "bf16"], required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    package = Package(arguments.package)
+    settings = package.settings["pixels"]
+    rows = [line.split("\t")[1] for line in arguments.images.read_text().splitlines()]
+    with torch.no_grad():
+        kind = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+        example = torch.zeros(arguments.batch, 3, *settings["image_size"])
+        model = Image(package)
+        package.model = None
+        run = PEERS[arguments.peer](model, kind, example)
+        del model, package
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            started = time.perf_counter()
+            vectors = []
+            for first in range(0, len(rows), arguments.batch):
+                batch = [pixels(base64.b64decode(row), settings) for row in rows[first : first + arguments.batch]]
+                vectors.append(run(torch.stack(batch)))
+            seconds = time.perf_counter() - started
+            np.concatenate(vectors).astype(np.float32).tofile(arguments.out)
+            print(json.dumps({"seconds": seconds, "images": len(rows), "precision": arguments.precision}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
