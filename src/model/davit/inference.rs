@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn a_missing_parameter_is_named() {
         let mut params = params();
-        params.take("image_encoder.blocks.1.0.channel_block.ffn.fn.net.fc1.weight").unwrap();
+        let _fc1 = params.take("image_encoder.blocks.1.0.channel_block.ffn.fn.net.fc1.weight").unwrap();
         let error = UniCl::for_inference(&small(), params, false).unwrap_err().to_string();
         assert!(error.contains("fc1.weight"), "{error}");
     }
