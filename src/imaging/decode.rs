@@ -1,16 +1,16 @@
 //! Decoding of image files to 8-bit RGB.
 //!
-//! Guarantees: pixels of JPEG files, and of losslessly stored PNG, BMP, TIFF and WebP files in RGB or grey, are those that
-//! Pillow's `ImageOps.exif_transpose(image).convert("RGB")` gives (16-bit grey, which Pillow does not scale, is rounded
-//! to 8 bits); a truncated file is an error, never a half-grey image; the size in the header is checked before any memory
+//! Guarantees: pixels of JPEG files, and of losslessly stored PNG, BMP, TIFF and WebP files of every mode that is read, are
+//! those that Pillow's `ImageOps.exif_transpose(image).convert("RGB")` gives (16-bit grey, which Pillow does not scale, is
+//! rounded to 8 bits); a truncated file is an error, never a half-grey image; the size in the header is checked before any memory
 //! is reserved.
 
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
-use super::jpeg;
+use super::{jpeg, tiff};
 use crate::error::{Error, Result};
 
 /// The largest image that is decoded, in pixels: the size at which Pillow refuses a file as a decompression bomb.
@@ -121,17 +121,17 @@ impl std::fmt::Debug for RgbImage {
 /// grey becomes `(v + 128) / 257`; of other 16-bit values the high byte is taken, as Pillow does.
 ///
 /// # Errors
-/// `Data`, without the image's name (the caller knows it): unknown format, truncated or damaged file, too many pixels,
-/// floating-point pixels.
+/// `Data`, without the image's name (the caller knows it): unknown format or mode, truncated or damaged file, too many
+/// pixels.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if jpeg::is_jpeg(bytes) {
         return oriented(jpeg::decode(bytes)?, jpeg::orientation(bytes));
     }
-    let mut decoder = open(bytes)?;
-    let color = decoder.color_type();
-    if matches!(color, ColorType::Rgb32F | ColorType::Rgba32F) {
-        return Err(Error::data("the image has floating-point pixels: convert it to 8 or 16 bits"));
+    if tiff::is_tiff(bytes) {
+        let (image, orientation) = tiff::decode(bytes)?;
+        return oriented(image, orientation);
     }
+    let mut decoder = open(bytes)?;
     let mut orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     if orientation == Orientation::NoTransforms {
         let xmp = decoder.xmp_metadata().ok().flatten();
@@ -155,6 +155,9 @@ pub fn check_image(bytes: &[u8]) -> Result<(usize, usize)> {
         jpeg::check_end(bytes)?;
         return Ok(size);
     }
+    if tiff::is_tiff(bytes) {
+        return tiff::size(bytes);
+    }
     let (width, height) = open(bytes)?.dimensions();
     Ok((width as usize, height as usize))
 }
@@ -174,7 +177,7 @@ fn open(bytes: &[u8]) -> Result<impl ImageDecoder> {
         return Err(Error::data("the image is empty (0 bytes): replace it"));
     }
     let format = match image::guess_format(bytes) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Tiff | ImageFormat::Bmp | ImageFormat::WebP)) => format,
+        Ok(format @ (ImageFormat::Png | ImageFormat::Bmp | ImageFormat::WebP)) => format,
         _ => return Err(Error::data("not an image in a known format: use JPEG, PNG, TIFF, BMP or WebP")),
     };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);

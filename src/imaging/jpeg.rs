@@ -72,7 +72,7 @@ fn failure(error: turbojpeg::Error) -> Error {
 }
 
 /// Adobe files store inverted CMYK; the arithmetic is Pillow's `convert("RGB")`.
-fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
+pub(super) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
     let mut rgb = Vec::with_capacity(pixels.len() / 4 * 3);
     for pixel in pixels.chunks_exact(4) {
         let white = i32::from(pixel[3]);

@@ -17,6 +17,7 @@ pub mod pixels;
 pub mod resize;
 pub mod rng;
 pub mod standardise;
+mod tiff;
 pub mod trivial;
 
 pub use augment::{Augmentation, load_training};

@@ -233,12 +233,14 @@ def test_decoding_of_unusual_images():
     for format in ("TIFF", "BMP", "WEBP"):
         options = {"lossless": True} if format == "WEBP" else {}
         np.testing.assert_array_equal(np.asarray(images.decode(encoded(corner, format, **options))), np.asarray(corner))
-    # CMYK: of a JPEG as Pillow converts it, of other formats refused.
+    # CMYK is converted as Pillow does it, of JPEG and of TIFF; for other modes see test_image_modes
     cmyk = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 4), dtype=np.uint8), "CMYK"), "JPEG", exif=exif)
     turned = np.rot90(np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB")), -1)
     np.testing.assert_array_equal(np.asarray(images.decode(cmyk)), turned)
-    with pytest.raises(images.ImageError, match="CMYK"):
-        images.decode(encoded(corner.convert("CMYK"), "TIFF"))
+    inks = corner.convert("CMYK")
+    np.testing.assert_array_equal(np.asarray(images.decode(encoded(inks, "TIFF"))), np.asarray(inks.convert("RGB")))
+    with pytest.raises(images.ImageError, match="LAB"):
+        images.decode(encoded(Image.merge("LAB", corner.split()), "TIFF"))
     with pytest.raises(images.ImageError):
         images.image_bytes(encoded(corner, "GIF"))
 

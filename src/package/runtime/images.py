@@ -15,7 +15,9 @@ MAX_ENCODED_BYTES = 128 * 1024 * 1024
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535  # resizing a longer one by one axis at a time could take any memory
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*", b"BM")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM")
+
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # tags of TIFF
 
 
 class ImageError(ValueError):
@@ -74,7 +76,7 @@ def _checked_size(data):
 def decode(data):
     """An upright 8-bit RGB Pillow image of `data`. Raises ImageError.
 
-    Alpha is dropped, grey is replicated, CMYK of a JPEG is converted by Pillow's formula. 16-bit grey is scaled and rounded; of other
+    Alpha is dropped, grey is replicated, CMYK is converted by Pillow's formula. 16-bit grey is scaled and rounded; of other
     16-bit values (colour, grey with alpha) Pillow takes the high byte.
     """
     try:
@@ -83,23 +85,27 @@ def decode(data):
                 raise ImageError(f"{image.width * image.height} pixels are more than {MAX_PIXELS}")
             if max(image.width, image.height) > MAX_SIDE:
                 raise ImageError(f"a side of {max(image.width, image.height)} pixels is longer than {MAX_SIDE}")
+            tags = image.tag_v2 if image.format == "TIFF" else {}
+            if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:  # of which Pillow makes other colours, without an error
+                raise ImageError("a TIFF of 16 bits with a plane for each channel is not supported; store the channels of a pixel together")
             image.load()
-            # CMYK of other formats is left out: their decoders do not agree on what the inks mean
-            cmyk = image.format == "JPEG" and image.mode == "CMYK"
-            return _to_rgb(ImageOps.exif_transpose(image), cmyk)
+            # Pillow inverts grey of 8 bits and less itself
+            inverted = image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0
+            return _to_rgb(ImageOps.exif_transpose(image), inverted)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises many types for damaged files, among them its DecompressionBombError
         raise ImageError(f"cannot decode the image: {error}") from None
 
 
-def _to_rgb(image, cmyk):
+def _to_rgb(image, inverted):
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError("grey values beyond 16 bits are not supported")
+        values = 65535 - values if inverted else values
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if not cmyk and image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
         raise ImageError(f"colour mode {image.mode} is not supported; convert the image to RGB or grey")
     return image.convert("RGB")
 
