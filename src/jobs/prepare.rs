@@ -11,10 +11,11 @@ use crate::data::{
 use crate::error::{Context, Error, Result};
 use crate::imaging::standardise;
 use crate::registry::AssetKind;
-use crate::storage::sha256_hex;
+use crate::storage::sha256_file;
 use crate::telemetry::Progress;
 use rayon::prelude::*;
 use serde_json::json;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Images standardised before their rows are written.
@@ -38,7 +39,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         0 => (0..texts.len()).collect(),
         n => keep_most_frequent(&texts, n),
     };
-    let mut alike = first_alike(&content_hashes(&found.images, &kept)?);
+    let mut alike = first_alike(&contents(&found.images, &kept)?);
     let repeated = alike.iter().enumerate().filter(|(row, first)| row != *first).count();
     if parameters.split.repeated == Repeated::Drop {
         warn_of_contradictions(&found.images, &texts, (&kept, &alike));
@@ -102,17 +103,27 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     Ok(produced)
 }
 
-/// SHA-256 of each kept file.
-fn content_hashes(images: &[ImageFile], kept: &[usize]) -> Result<Vec<String>> {
-    let bar = Progress::new("compare", kept.len() as u64, "images");
-    kept.par_iter()
-        .map(|&i| {
-            let path = &images[i].path;
-            let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-            bar.advance(1, "");
-            Ok(sha256_hex(&bytes))
-        })
-        .collect()
+/// What tells each kept file from those with another content: its size, which most files have for themselves, and where others
+/// have the same its SHA-256. So hardly any file is read twice, here and for its pixels.
+fn contents(images: &[ImageFile], kept: &[usize]) -> Result<Vec<(u64, Option<String>)>> {
+    let size = |&i: &usize| {
+        let path = &images[i].path;
+        std::fs::metadata(path).map(|about| about.len()).map_err(|e| Error::io("read the size of", path, e))
+    };
+    let sizes: Vec<u64> = kept.par_iter().map(size).collect::<Result<_>>()?;
+    let mut files: HashMap<u64, usize> = HashMap::new();
+    sizes.iter().for_each(|&size| *files.entry(size).or_default() += 1);
+    let shared = |size: &u64| files[size] > 1;
+    let bar = Progress::new("compare", sizes.iter().filter(|size| shared(size)).count() as u64, "images");
+    let content = |(&i, &size): (&usize, &u64)| {
+        if !shared(&size) {
+            return Ok((size, None));
+        }
+        let digest = sha256_file(&images[i].path)?;
+        bar.advance(1, "");
+        Ok((size, Some(digest.sha256)))
+    };
+    kept.par_iter().zip(&sizes).map(content).collect()
 }
 
 /// Of two files with the same content and different texts the first one is kept: its text may be the wrong one.
@@ -223,4 +234,32 @@ fn tsv(path: PathBuf, description: &str, metadata: &serde_json::Value) -> Artifa
         files.push((name(&index), index));
     }
     Artifact { kind: AssetKind::Data, files, description: description.to_owned(), metadata: metadata.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_alike_by_their_content_and_read_only_where_sizes_are_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let files = [("a", "12"), ("b", "345"), ("c", "21"), ("d", "12"), ("e", "6789"), ("f", "345"), ("g", "21345")];
+        let images: Vec<ImageFile> = files
+            .iter()
+            .map(|(name, content)| {
+                let path = root.path().join(name);
+                std::fs::write(&path, content).unwrap();
+                ImageFile { folder: String::new(), path, key: (*name).to_owned() }
+            })
+            .collect();
+        let found = contents(&images, &[0, 1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!(first_alike(&found), [0, 1, 2, 0, 4, 1, 6]);
+        let read: Vec<usize> = (0..files.len()).filter(|&row| found[row].1.is_some()).collect();
+        assert_eq!(read, [0, 1, 2, 3, 5]);
+        // without those of the same size
+        assert_eq!(contents(&images, &[1, 2, 4]).unwrap(), [(3, None), (2, None), (4, None)]);
+        std::fs::remove_file(&images[4].path).unwrap();
+        let error = contents(&images, &[1, 4]).unwrap_err();
+        assert!(error.kind() == crate::ErrorKind::NotFound && error.to_string().contains("/e'"), "{error}");
+    }
 }

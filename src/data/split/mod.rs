@@ -10,6 +10,7 @@ pub use groups::grouped_split;
 pub use sklearn::sklearn_split;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 
 use crate::error::{Error, Result};
 use crate::imaging::SampleRng;
@@ -64,9 +65,9 @@ fn check_fractions(fractions: &[f64]) -> Result<()> {
 
 /// For each row the first one with the same content, which is the row itself for most.
 #[must_use]
-pub fn first_alike<S: AsRef<str>>(hashes: &[S]) -> Vec<usize> {
+pub fn first_alike<C: Eq + Hash>(contents: &[C]) -> Vec<usize> {
     let mut first = HashMap::new();
-    hashes.iter().enumerate().map(|(row, hash)| *first.entry(hash.as_ref()).or_insert(row)).collect()
+    contents.iter().enumerate().map(|(row, content)| *first.entry(content).or_insert(row)).collect()
 }
 
 /// Rounds `count * fractions` to whole numbers with the same sum: the largest remainders are rounded up (ties: the earlier
