@@ -227,6 +227,12 @@ pub(super) fn describe(error: &base64::DecodeError) -> String {
     }
 }
 
+/// The value of an image's row, for writers that encode rows side by side: standard base64.
+#[must_use]
+pub fn image_value(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
 /// Writes a TSV and the `.lineidx` beside it. Both are complete only after [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct TsvWriter {
@@ -286,7 +292,7 @@ impl TsvWriter {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn write_image(&mut self, key: &str, bytes: &[u8]) -> Result<()> {
-        self.write(key, &STANDARD.encode(bytes))
+        self.write(key, &image_value(bytes))
     }
 
     /// Flushes the TSV to disk, writes the index and returns the number of rows.

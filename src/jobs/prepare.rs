@@ -3,7 +3,7 @@
 use super::{Artifact, Produced, StepContext};
 use crate::config::parameters::PrepareParameters;
 use crate::config::split::{Repeated, SplitMethod, SplitParameters};
-use crate::data::tsv::index_path;
+use crate::data::tsv::{image_value, index_path};
 use crate::data::{
     ClassRow, ImageFile, Labels, TextConstants, TsvWriter, first_alike, grouped_split, keep_most_frequent, scan,
     sklearn_split, stratified_split, unique_in_order, write_class_rows,
@@ -206,22 +206,28 @@ fn check_leaks(parts: &[Vec<usize>], alike: &[usize], keys: &[&str], repeated: R
     Err(Error::data(format!("{text}: remove them, or set parameters.split.repeated to drop or allow")))
 }
 
+/// Standardises a chunk of images while the rows of the one before are written.
 fn write_images(path: &Path, images: &[(&str, &Path)], parameters: &PrepareParameters, bar: &Progress) -> Result<()> {
+    let row = |(_, file): &(&str, &Path)| {
+        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        let jpeg = standardise(&bytes, parameters.image_size as usize, parameters.jpeg_quality)
+            .context(|| format!("'{}'", file.display()))?;
+        bar.advance(1, "");
+        Ok(image_value(&jpeg))
+    };
     let mut writer = TsvWriter::create(path)?;
+    let mut write = |images: &[(&str, &Path)], rows: Vec<Result<String>>| {
+        images.iter().zip(rows).try_for_each(|((key, _), value)| writer.write(key, &value?))
+    };
+    let mut done: (&[(&str, &Path)], Vec<Result<String>>) = (&[], Vec::new());
     for chunk in images.chunks(CHUNK) {
-        let encoded: Vec<Result<Vec<u8>>> = chunk
-            .par_iter()
-            .map(|(_, file)| {
-                let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
-                standardise(&bytes, parameters.image_size as usize, parameters.jpeg_quality)
-                    .context(|| format!("'{}'", file.display()))
-            })
-            .collect();
-        for ((key, _), jpeg) in chunk.iter().zip(encoded) {
-            writer.write_image(key, &jpeg?)?;
-        }
-        bar.advance(chunk.len() as u64, "");
+        let (before, values) = std::mem::take(&mut done);
+        let (rows, written) = rayon::join(|| chunk.par_iter().map(row).collect(), || write(before, values));
+        written?;
+        done = (chunk, rows);
     }
+    let (last, values) = done;
+    write(last, values)?;
     writer.finish().map(drop)
 }
 
