@@ -20,7 +20,7 @@ from measure import require
 from PIL import Image
 
 SIZE, SIDE, QUALITY, CLASSES = (1280, 1024), 512, 95, 5
-# what the plan asks of Prepare, as a multiple of the notebook's images a second
+# what Prepare is held against, as a multiple of the notebook's images a second
 GOALS = {"all cores": 3.5, "one core": 1.6}
 
 

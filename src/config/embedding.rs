@@ -16,17 +16,6 @@ pub enum EmbedPrecision {
     Bf16,
 }
 
-impl EmbedPrecision {
-    /// Its name in manifests.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            EmbedPrecision::F32 => "f32",
-            EmbedPrecision::Bf16 => "bf16",
-        }
-    }
-}
-
 /// A form that vectors are written in besides Parquet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -29,7 +29,7 @@ pub enum RowBytes {
     /// A file of this machine.
     Local(PathBuf, File),
     /// An object of a store, and its line index if it has one.
-    Remote(RemoteFile, Option<RemoteFile>),
+    Remote(Box<(RemoteFile, Option<RemoteFile>)>),
 }
 
 /// An image TSV, to be read in ranges of rows.
@@ -108,7 +108,7 @@ impl RowFile {
         if text.is_none() && size > SCAN {
             tracing::warn!(uri = object.uri(), "there is no .lineidx beside it: it is read once more to find its rows");
         }
-        RowFile::over(RowBytes::Remote(object, index), size, text)
+        RowFile::over(RowBytes::Remote(Box::new((object, index))), size, text)
     }
 
     fn over(bytes: RowBytes, size: u64, index: Option<Vec<u8>>) -> Result<RowFile> {
@@ -125,7 +125,7 @@ impl RowFile {
     pub fn place(&self) -> String {
         match &self.bytes {
             RowBytes::Local(path, _) => path.display().to_string(),
-            RowBytes::Remote(object, _) => object.uri().to_owned(),
+            RowBytes::Remote(remote) => remote.0.uri().to_owned(),
         }
     }
 
@@ -183,7 +183,7 @@ impl RowFile {
 
     fn read_bytes(&self, range: Range<u64>) -> Result<Vec<u8>> {
         match &self.bytes {
-            RowBytes::Remote(object, _) => object.read(range),
+            RowBytes::Remote(remote) => remote.0.read(range),
             RowBytes::Local(path, file) => {
                 let mut bytes = vec![0; (range.end - range.start) as usize];
                 file.read_exact_at(&mut bytes, range.start).map_err(|e| Error::io("read", path, e))?;
@@ -233,7 +233,7 @@ impl RowFile {
     fn stale(&self, message: impl std::fmt::Display) -> Error {
         let index = match &self.bytes {
             RowBytes::Local(path, _) => index_path(path).display().to_string(),
-            RowBytes::Remote(_, index) => index.as_ref().map(|i| i.uri().to_owned()).unwrap_or_default(),
+            RowBytes::Remote(remote) => remote.1.as_ref().map(|i| i.uri().to_owned()).unwrap_or_default(),
         };
         let place = self.place();
         Error::data(format!("'{index}' does not belong to '{place}': {message}; delete it (it is rebuilt in memory)"))

@@ -13,6 +13,15 @@ pub enum InferencePrecision {
 }
 
 impl InferencePrecision {
+    /// Its name in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            InferencePrecision::F32 => "f32",
+            InferencePrecision::Bf16 => "bf16",
+        }
+    }
+
     /// What is computed in on `device` when `self` is asked for: on a CPU that has no products in bf16 (oneDNN needs AVX-512),
     /// f32 is faster and more exact.
     #[must_use]

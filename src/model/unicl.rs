@@ -59,7 +59,7 @@ impl UniCl {
             false => Some(FixedDaVit::new(&config.image, &mut params, kind)?),
         };
         if bfloat16 {
-            params.cast(kind, |name| LayerNorm::owns(name))?;
+            params.cast(kind, LayerNorm::owns)?;
         }
         Ok(UniCl {
             image_encoder: match fixed {

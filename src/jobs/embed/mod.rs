@@ -16,12 +16,11 @@ mod shards;
 
 use super::{Artifact, Produced, StepContext};
 use crate::CODE_VERSION;
-use crate::config::embedding::{EmbedForm, EmbedParameters};
+use crate::config::embedding::{EmbedForm, EmbedParameters, EmbedPrecision};
 use crate::data::embeddings::{BadRow, EmbeddingsManifest, EmbeddingsWriter, FORMAT_VERSION, Reused, Space};
 use crate::data::rows::RowFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::infer::{Encoder, device, model_config};
-use crate::package::Package;
+use crate::infer::{Encoder, InferencePrecision, device, model_config};
 use crate::registry::{AssetKind, folder_files};
 use crate::telemetry::stop::StopSignal;
 use compute::{Computation, Speed};
@@ -29,6 +28,7 @@ use earlier::Earlier;
 use serde_json::json;
 use shards::{Done, Work};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use tch::Device;
 
@@ -41,17 +41,22 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     let pixels = &mut package.config.pixels;
     pixels.jpeg_quality = parameters.image_standardization_jpeg_compression_ratio.unwrap_or(pixels.jpeg_quality);
     pixels.standard_size = parameters.image_standardization_image_size.unwrap_or(pixels.standard_size);
+    let device = device::select(context.compute)?;
+    let precision = match parameters.precision {
+        EmbedPrecision::F32 => InferencePrecision::F32,
+        // what is really computed in
+        EmbedPrecision::Bf16 => InferencePrecision::Bf16.on(device),
+    };
     let space = Space {
         dim: model_config(&package)?.projection as usize,
         model_reference: context.input("mlflow_model_path")?.origin(),
         model_digest: package.encoder_digest(),
         pixels: package.config.pixels.to_json()?,
-        precision: parameters.precision.name().to_owned(),
+        precision: precision.name().to_owned(),
         code_version: CODE_VERSION.to_owned(),
     };
     // noted between batches from here on, so that what is finished is kept
     let signal = StopSignal::listen()?;
-    let device = device::select(context.compute)?;
     let job = Job { context, parameters, images: &images, space: &space };
     let folder = context.folder("embeddings")?;
     let (work, mut done, todo) = job.begin(&folder, device)?;
@@ -59,7 +64,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     let own: Vec<usize> = todo.iter().copied().skip(context.world.rank()).step_by(context.world.size()).collect();
     let mut speed = Speed::default();
     if !own.is_empty() {
-        speed = job.compute(&work, (&own, &mut done), (&package, device, &signal))?;
+        let encoder = Encoder::load_with(&package, device, precision)?;
+        speed = job.compute(&work, (&own, &mut done), (&encoder, &signal))?;
     }
     // what the others do may take long
     context.world.meet()?;
@@ -117,15 +123,14 @@ impl Job<'_> {
         &self,
         work: &Work,
         (own, done): (&[usize], &mut AllDone),
-        (package, device, signal): (&Package, Device, &StopSignal),
+        (encoder, signal): (&Encoder, &StopSignal),
     ) -> Result<Speed> {
         let earlier =
             work.plan.earlier.as_deref().map(|reference| Earlier::open(self.context.store, reference, self.space));
         let earlier = earlier.transpose()?.flatten();
-        let encoder = Encoder::load(package, device)?;
         let computation = Computation {
             images: self.images,
-            encoder: &encoder,
+            encoder,
             space: self.space,
             batch: self.parameters.batch_size,
             earlier: earlier.as_ref(),
@@ -164,10 +169,9 @@ impl Job<'_> {
     /// Puts the output together.
     fn finish(&self, work: &Work, mut done: AllDone, speed: &Speed) -> Result<Produced> {
         for shard in 0..work.shards() {
-            if !done.contains_key(&shard) {
-                let found = work.fetch(shard)?;
+            if let Entry::Vacant(place) = done.entry(shard) {
                 let lost = || Error::storage(format!("shard {shard} is not in the store any more: run the job again"));
-                done.insert(shard, found.ok_or_else(lost)?);
+                place.insert(work.fetch(shard)?.ok_or_else(lost)?);
             }
         }
         let reused = done.values().map(|done| done.reused).sum();
