@@ -1,8 +1,7 @@
 """What scripts/bench-embed runs: the Embed job, the encoder alone, and its peers, which encode the same TSV in turn.
 
 What is compared are images a second of a long embedding. Loading the model is left out for all: the job is run on few and on more images,
-and the difference of its times is what the images took; the others are timed once they are loaded. The job has no parameter for bf16 yet:
-in that precision it is the encoder alone (examples/encode.rs) that is compared.
+and the difference of its times is what the images took; the others are timed once they are loaded.
 """
 
 import argparse
@@ -45,8 +44,8 @@ class Bench:
         path.write_text("".join(f"{name}-{row}\n" for row in self.rows[:count]))
         return path
 
-    def job(self, count):
-        """Seconds of `medtune run` on `count` images; their keys are new ones, or the store would know the result."""
+    def job(self, count, precision):
+        """Seconds of `medtune run` on `count` images, each computed anew; their keys are new ones, or the store would know the result."""
         self.runs += 1
         images = self.tsv(f"run{self.runs}", count)
         job = {
@@ -55,7 +54,7 @@ class Bench:
             "name": "bench",
             "compute": {"device": "cpu", "threads": self.arguments.threads},
             "inputs": {"mlflow_model_path": "model:bench@latest", "image_tsv": images.name},
-            "parameters": {"batch_size": self.arguments.batch},
+            "parameters": {"batch_size": self.arguments.batch, "precision": precision, "reuse": False},
             "outputs": {"embeddings": "bench-embeddings"},
         }
         path = self.folder / "job.yaml"
@@ -88,17 +87,16 @@ class Bench:
                 peer.step()
                 times[name].append(peer.steps[-1]["seconds"] / count)
                 print(f"{precision}, turn {turn + 1}: {name}: {times[name][-1]:.3f} s an image", flush=True)
-            if precision == "f32":
-                few.append(self.job(arguments.batch))
-                many.append(self.job(arguments.batch + count))
-                print(f"{precision}, turn {turn + 1}: medtune run: {few[-1]:.1f} s for {arguments.batch} images, {many[-1]:.1f} s for {arguments.batch + count}", flush=True)
+            few.append(self.job(arguments.batch, precision))
+            many.append(self.job(arguments.batch + count, precision))
+            print(f"{precision}, turn {turn + 1}: medtune run: {few[-1]:.1f} s for {arguments.batch} images, {many[-1]:.1f} s for {arguments.batch + count}", flush=True)
         end(peers)
         vectors = {peer.name: np.fromfile(self.folder / f"{peer.name}.f32", np.float32).reshape(count, -1) for peer in peers.values()}
         for name, found in vectors.items():
             cosine = (found * vectors["encode"]).sum(1).min() / np.linalg.norm(found, axis=1).max()
             require(cosine > COSINE[precision], f"{precision}: the vectors of {name} differ from medtune's, cosine {cosine}: not the same computation")
         rows = {name: min(found) for name, found in times.items()}
-        return {"medtune run": (min(many) - min(few)) / count} | rows if few else rows
+        return {"medtune run": (min(many) - min(few)) / count} | rows
 
     @staticmethod
     def computed(peers, precision):

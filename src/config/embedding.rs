@@ -1,6 +1,6 @@
 //! The parameters of Embed.
 
-use super::parameters::in_range;
+use super::parameters::{in_range, one_label};
 use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,8 @@ pub struct EmbedParameters {
     pub image_standardization_image_size: Option<u32>,
     /// Images a forward pass.
     pub batch_size: usize,
+    /// The text that a label becomes, when label_file is given; `{}` is the label.
+    pub text_template: String,
     /// The number type of the computation.
     pub precision: EmbedPrecision,
     /// What is written besides Parquet.
@@ -59,6 +61,7 @@ impl Default for EmbedParameters {
             image_standardization_jpeg_compression_ratio: None,
             image_standardization_image_size: None,
             batch_size: 32,
+            text_template: "{}.".to_owned(),
             precision: EmbedPrecision::default(),
             formats: Vec::new(),
             shard_rows: None,
@@ -81,6 +84,7 @@ impl EmbedParameters {
         if let Some(rows) = self.shard_rows {
             in_range("shard_rows", rows as u64, 1, 1 << 20)?;
         }
+        one_label("text_template", &self.text_template)?;
         match self.max_bad_share.filter(|share| !(0.0..=1.0).contains(share)) {
             Some(share) => Err(Error::config(format!("parameters.max_bad_share: {share} is not a share from 0 to 1"))),
             None => Ok(()),

@@ -95,7 +95,8 @@ const FINETUNE_OUT: &[Port] = &[
 ];
 const EMBED_IN: &[Port] = &[
     port("image_tsv", Rows, "the images"),
-    port("mlflow_model_path", Model, "the package whose image encoder is used"),
+    port("mlflow_model_path", Model, "the package whose encoders are used"),
+    optional("label_file", File, "label texts that get vectors too"),
 ];
 const EMBED_OUT: &[Port] =
     &[port("embeddings", Folder, "embeddings as Parquet, .npy and pickle on request, with ledger and manifest")];

@@ -303,14 +303,16 @@ impl Default for AssembleParameters {
 
 impl AssembleParameters {
     fn validate(&self) -> Result<()> {
-        if self.text_template.matches("{}").count() == 1 {
-            return Ok(());
-        }
-        Err(Error::config(format!(
-            "parameters.text_template: '{}' must have one {{}} for the label",
-            self.text_template
-        )))
+        one_label("text_template", &self.text_template)
     }
+}
+
+/// A template with one place for the label.
+pub(super) fn one_label(key: &str, template: &str) -> Result<()> {
+    if template.matches("{}").count() == 1 {
+        return Ok(());
+    }
+    Err(Error::config(format!("parameters.{key}: '{template}' must have one {{}} for the label")))
 }
 
 /// Parameters of Evaluate.

@@ -21,7 +21,7 @@
 //! registry/{data,models}/NAME/aliases/ALIAS/<10 digits>.json  a move of an alias; the highest counts
 //! runs/<run id>/run.json                             the record of a run
 //! runs/<run id>/<step>/...                           what can be watched while a step runs: see [`Series`]
-//! checkpoints/<hash>/...                             of a training that is not finished; not the registry's
+//! checkpoints/<hash>/...                             of a step that is not finished; not the registry's
 //! cache/steps/<fingerprint>.json                     what a finished step made
 //! ```
 

@@ -128,6 +128,7 @@ def pipeline():
 
     def embed(split):
         inputs = {"image_tsv": out("prepare", f"{split}_image_tsv"), "mlflow_model_path": "model:base@latest"}
+        inputs |= {"label_file": out("prepare", "label_file")} if split == "test" else {}
         outputs, forms = {"embeddings": f"{split}-embeddings"}, {"formats": ["npy", "pickle"]}
         return {"kind": "Embed", "inputs": inputs, "parameters": forms, "outputs": outputs}
 

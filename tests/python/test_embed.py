@@ -209,7 +209,7 @@ def test_too_many_bad_images(bench, tmp_path, limit):
     line = refused(done, DATA, tmp_path / "bad.tsv", "row 6", rows[5][0], f"parameters.{key}", "bad_images.jsonl")
     assert not (store / "data").exists()
     [record] = records(store).values()
-    lines_ = (store / "runs" / record["run_id"] / "embed-bad_images.jsonl").read_text().splitlines()
+    lines_ = (store / "runs" / record["run_id"] / "embed" / "bad_images.jsonl").read_text().splitlines()
     assert [json.loads(text)["row"] for text in lines_][:2] == [6, 7] and f"{len(lines_)} of 60" in line
 
 

@@ -41,3 +41,17 @@ def test_features_are_the_models(run):
     expected = Package(run.model("base")).image_features([base64.b64decode(value) for _, value in rows])
     array = np.load(run.data("test-embeddings") / "embeddings.npy", allow_pickle=False)
     torch.testing.assert_close(torch.from_numpy(array), expected, rtol=0, atol=1e-5)
+
+
+def test_label_texts_have_vectors_too(run):
+    folder = run.data("test-embeddings")
+    labels = run.data("label_file").read_text().splitlines()
+    table = pyarrow.parquet.read_table(folder / "texts.parquet")
+    assert table.column("Name").to_pylist() == labels
+    texts = [f"{label}." for label in labels]
+    assert table.column("sha256").to_pylist() == [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    found = torch.tensor(table.column("features").to_pylist())
+    torch.testing.assert_close(found, Package(run.model("base")).text_features(texts), rtol=0, atol=1e-5)
+    manifest = json.loads((folder / "embeddings.json").read_text())
+    assert (manifest["texts"]["rows"], manifest["texts"]["template"]) == (len(labels), "{}.")
+    assert not (run.data("train-embeddings") / "texts.parquet").exists()

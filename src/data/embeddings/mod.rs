@@ -9,6 +9,7 @@
 //! parquet/part-00000.parquet   columns row (from 1), Name, sha256 (of the encoded image), features (fixed-size list of f32);
 //!                              model, pixel settings and code version in the schema's metadata; further parts follow
 //! bad_images.jsonl             the ledger: one JSON object a line with row, key and reason; missing when all is well
+//! texts.parquet                the same columns for label texts, when there are any: Name is the label, sha256 that of the text
 //! embeddings.npy               f32 [rows, dim], little endian, C order (on request)
 //! embeddings.pkl               pandas.DataFrame with the columns Name, image, text, features (image and text are None; on request)
 //! embeddings.json              the manifest
@@ -42,6 +43,8 @@ const ONE_PARQUET: &str = "embeddings.parquet";
 pub const NPY: &str = "embeddings.npy";
 /// File name of the pickled DataFrame.
 pub const PICKLE: &str = "embeddings.pkl";
+/// File name of the vectors of label texts.
+pub const TEXTS: &str = "texts.parquet";
 /// File name of the manifest.
 pub const MANIFEST: &str = "embeddings.json";
 
@@ -107,6 +110,17 @@ pub struct Reused {
     pub rows: u64,
 }
 
+/// Label texts with vectors of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Texts {
+    /// How many there are.
+    pub rows: u64,
+    /// The text that a label became; `{}` is the label.
+    pub template: String,
+    /// SHA-256 of the label file.
+    pub label_file: String,
+}
+
 /// Where embeddings come from and what shape they have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EmbeddingsManifest {
@@ -129,6 +143,9 @@ pub struct EmbeddingsManifest {
     /// What was taken over from an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reused: Option<Reused>,
+    /// The label texts in [`TEXTS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<Texts>,
     /// The Parquet files in order. A writer fills them in.
     #[serde(default)]
     pub parts: Vec<PartEntry>,

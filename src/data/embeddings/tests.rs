@@ -17,6 +17,7 @@ fn manifest(dim: usize) -> EmbeddingsManifest {
         image_tsv_rows: 0,
         bad_rows: 0,
         reused: None,
+        texts: None,
         parts: Vec::new(),
     }
 }

@@ -17,11 +17,15 @@ mod shards;
 use super::{Artifact, Produced, StepContext};
 use crate::CODE_VERSION;
 use crate::config::embedding::{EmbedForm, EmbedParameters, EmbedPrecision};
-use crate::data::embeddings::{BadRow, EmbeddingsManifest, EmbeddingsWriter, FORMAT_VERSION, Reused, Space};
+use crate::data::Labels;
+use crate::data::embeddings::{
+    BadRow, EmbeddingsManifest, EmbeddingsWriter, FORMAT_VERSION, LEDGER, Part, Reused, Space, TEXTS, Texts,
+};
 use crate::data::rows::RowFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::infer::{Encoder, InferencePrecision, device, model_config};
 use crate::registry::{AssetKind, folder_files};
+use crate::storage::sha256_hex;
 use crate::telemetry::stop::StopSignal;
 use compute::{Computation, Speed};
 use earlier::Earlier;
@@ -62,9 +66,12 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     let (work, mut done, todo) = job.begin(&folder, device)?;
     job.check_limit(&done)?;
     let own: Vec<usize> = todo.iter().copied().skip(context.world.rank()).step_by(context.world.size()).collect();
-    let mut speed = Speed::default();
-    if !own.is_empty() {
+    let labels = context.optional_path("label_file").filter(|_| context.world.is_first());
+    let labels = labels.map(Labels::read).transpose()?;
+    let (mut speed, mut texts) = (Speed::default(), None);
+    if !own.is_empty() || labels.is_some() {
         let encoder = Encoder::load_with(&package, device, precision)?;
+        texts = labels.map(|labels| job.texts(&work, &encoder, &labels)).transpose()?;
         speed = job.compute(&work, (&own, &mut done), (&encoder, &signal))?;
     }
     // what the others do may take long
@@ -72,7 +79,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     if !context.world.is_first() {
         return Ok(Produced::default());
     }
-    job.finish(&work, done, &speed)
+    job.finish(&work, (done, texts), &speed)
 }
 
 fn open(context: &StepContext<'_>) -> Result<RowFile> {
@@ -152,7 +159,7 @@ impl Job<'_> {
         let Some(limit) = self.parameters.too_many(bad.len() as u64, self.images.len() as u64) else { return Ok(()) };
         let Some(first) = bad.iter().min_by_key(|bad| bad.row) else { return Ok(()) };
         let (run, step) = self.context.run;
-        let key = format!("runs/{run}/{step}-bad_images.jsonl");
+        let key = format!("runs/{run}/{step}/{LEDGER}");
         let lines: Vec<String> = bad.iter().filter_map(|bad| serde_json::to_string(bad).ok()).collect();
         let kept = self.context.store.put(&key, (lines.join("\n") + "\n").into_bytes());
         let all =
@@ -166,8 +173,22 @@ impl Job<'_> {
         )))
     }
 
+    /// The vectors of label texts.
+    fn texts(&self, work: &Work, encoder: &Encoder, labels: &Labels) -> Result<Texts> {
+        let template = &self.parameters.text_template;
+        let vectors = encoder.class_embeddings(labels, template)?;
+        let mut part = Part::default();
+        for (row, (label, vector)) in (1..).zip(labels.texts().iter().zip(vectors.chunks_exact(self.space.dim))) {
+            let text = template.replace("{}", label);
+            part.push(row, (label, &sha256_hex(text.as_bytes())), vector)?;
+        }
+        part.write(&work.dir.join(TEXTS), self.space)?;
+        let label_file = self.context.input("label_file")?.digest.clone();
+        Ok(Texts { rows: part.len() as u64, template: template.clone(), label_file })
+    }
+
     /// Puts the output together.
-    fn finish(&self, work: &Work, mut done: AllDone, speed: &Speed) -> Result<Produced> {
+    fn finish(&self, work: &Work, (mut done, texts): (AllDone, Option<Texts>), speed: &Speed) -> Result<Produced> {
         for shard in 0..work.shards() {
             if let Entry::Vacant(place) = done.entry(shard) {
                 let lost = || Error::storage(format!("shard {shard} is not in the store any more: run the job again"));
@@ -183,6 +204,7 @@ impl Job<'_> {
             image_tsv_rows: self.images.len() as u64,
             bad_rows: 0,
             reused: work.plan.earlier.clone().filter(|_| reused > 0).map(|from| Reused { from, rows: reused }),
+            texts,
             parts: Vec::new(),
         };
         let forms = |form| self.parameters.formats.contains(&form);
