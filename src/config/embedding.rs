@@ -91,6 +91,14 @@ impl EmbedParameters {
         }
     }
 
+    /// The same parameters with the defaults of those that the vectors of a shard do not depend on.
+    #[must_use]
+    pub fn of_the_work(&self) -> EmbedParameters {
+        let EmbedParameters { formats, max_bad_images, max_bad_share, reuse, text_template, .. } =
+            EmbedParameters::default();
+        EmbedParameters { formats, max_bad_images, max_bad_share, reuse, text_template, ..self.clone() }
+    }
+
     /// Whether so many bad ones among so many images are too many; the parameter that says so.
     #[must_use]
     pub fn too_many(&self, bad: u64, images: u64) -> Option<String> {
@@ -98,7 +106,7 @@ impl EmbedParameters {
             return Some(format!("max_bad_images is {limit}"));
         }
         let share = self.max_bad_share.or_else(|| self.max_bad_images.is_none().then_some(MAX_BAD_SHARE))?;
-        (bad as f64 > share * images as f64).then(|| format!("max_bad_share is {share}"))
+        (images > 0 && bad as f64 / images as f64 > share).then(|| format!("max_bad_share is {share}"))
     }
 }
 
@@ -119,6 +127,7 @@ mod tests {
         assert_eq!(parameters(Some(3), None).too_many(3, 3), None);
         assert!(parameters(Some(3), Some(0.5)).too_many(3, 3).unwrap().contains("max_bad_share is 0.5"));
         assert_eq!(parameters(None, Some(0.0)).too_many(0, 0), None);
+        assert_eq!(parameters(None, Some(0.29)).too_many(29, 100), None);
         assert!(
             parameters(None, Some(f64::NAN)).validate().is_err() && parameters(None, Some(1.5)).validate().is_err()
         );

@@ -355,6 +355,15 @@ pub enum Parameters {
 }
 
 impl Parameters {
+    /// The parameters without those that decide only what is allowed or written in the end, where a kind has such.
+    #[must_use]
+    pub fn of_the_work(&self) -> Option<Parameters> {
+        match self {
+            Parameters::Embed(parameters) => Some(Parameters::Embed(parameters.of_the_work())),
+            _ => None,
+        }
+    }
+
     /// Parses and checks the `parameters` section of a step of `kind`; `origin` is the section's place for errors.
     ///
     /// # Errors

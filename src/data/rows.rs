@@ -162,7 +162,7 @@ impl RowFile {
     pub fn read(&self, rows: Range<usize>) -> Result<Vec<Line>> {
         let (start, end) = (self.start(rows.start), self.start(rows.end));
         if rows.len() == 1 && end - start > LONGEST {
-            return Ok(vec![Line(None)]);
+            return self.check_long(rows.start, start..end).map(|()| vec![Line(None)]);
         }
         let bytes = self.read_bytes(start..end)?;
         rows.map(|row| {
@@ -175,6 +175,18 @@ impl RowFile {
             Ok(Line(Some(body.strip_suffix(b"\r").unwrap_or(body).to_vec())))
         })
         .collect()
+    }
+
+    /// Whether a line that is not kept is one line: behind an index that is too short there may be many.
+    fn check_long(&self, row: usize, range: Range<u64>) -> Result<()> {
+        for at in range.clone().step_by(SCAN as usize) {
+            let bytes = self.read_bytes(at..range.end.min(at + SCAN))?;
+            let inner = bytes.iter().position(|&b| b == b'\n').is_some_and(|i| at + i as u64 + 1 < range.end);
+            if inner {
+                return Err(self.stale(format!("row {} is not one line", row + 1)));
+            }
+        }
+        Ok(())
     }
 
     fn start(&self, row: usize) -> u64 {

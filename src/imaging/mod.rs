@@ -5,6 +5,10 @@
 //! transform, resizing repeats Pillow's fixed-point arithmetic, and normalisation is done in f32 in the order in which
 //! torch and numpy do it. So scores computed here and in the Python package can be compared at rounding error.
 
+/// Raised whenever the pixels of some image change, or an image is read that was refused before: embeddings of another number are
+/// not taken over.
+pub const PIXELS_VERSION: u32 = 1;
+
 pub mod augment;
 pub mod decode;
 pub mod geometry;

@@ -126,9 +126,9 @@ pub(super) fn resolve_given(
             _ => Err(Error::internal("it is no input of the step")),
         }?;
         if input.digest != given.digest {
-            let (found, expected) = (&input.digest, &given.digest);
+            let (found, expected) = (input.identity(), &given.digest);
             return Err(Error::data(format!(
-                "'{}' is not what rank 0 has: its sha256 is {found}, not {expected}; give all processes the same",
+                "'{}' is not what rank 0 has: it is {found}, not {expected}; give all processes the same",
                 input.reference
             )));
         }
@@ -325,19 +325,18 @@ fn of_version(store: &Store, version: Version, port: PortType) -> Result<Resolve
 /// A version whose file stays in the store.
 fn streamed_version(store: &Store, version: Version) -> Result<ResolvedInput> {
     let main = main_file(&version)?;
-    let object = store.remote_file(&version.key(&main.path))?;
-    if object.size() != main.size {
-        return Err(Error::data(format!(
-            "'{}' has {} bytes; {} was published with {}",
-            object.uri(),
-            object.size(),
-            version.reference(),
-            main.size
-        )));
-    }
+    let open = |file: &FileEntry| {
+        let object = store.remote_file(&version.key(&file.path))?;
+        if object.size() == file.size {
+            return Ok(object);
+        }
+        let (uri, size) = (object.uri(), object.size());
+        let published = format!("{} was published with {}", version.reference(), file.size);
+        Err(Error::data(format!("'{uri}' has {size} bytes; {published}")))
+    };
+    let object = open(main)?;
     let index = index_path(Path::new(&main.path)).to_string_lossy().into_owned();
-    let index = version.files.iter().find(|f| f.path == index);
-    let index = index.map(|f| store.remote_file(&version.key(&f.path))).transpose()?;
+    let index = version.files.iter().find(|f| f.path == index).map(open).transpose()?;
     Ok(ResolvedInput {
         reference: version.reference(),
         path: PathBuf::new(),

@@ -53,11 +53,8 @@ impl LabelledEmbeddings {
             let key = if row < rows.len() {
                 format!("key '{}' ", texts.row(row)?.key)
             } else {
-                table
-                    .names
-                    .last()
-                    .filter(|_| row < table.len())
-                    .map_or_else(String::new, |_| format!("key '{}' ", table.names[row]))
+                let at = table.rows.iter().position(|&place| place == row as u64 + 1);
+                at.map_or_else(String::new, |at| format!("key '{}' ", table.names[at]))
             };
             return Err(Error::data(format!(
                 "row {}: {key}has no partner: '{texts_path}' has {} rows, '{}' has {images}; give the texts of the images that \
@@ -66,6 +63,10 @@ impl LabelledEmbeddings {
                 rows.len(),
                 folder.display(),
             )));
+        }
+        if classes.len() != table.len() {
+            let text = format!("'{}': rows and ledger do not fit each other: embed again", folder.display());
+            return Err(Error::data(text));
         }
         if !embeddings.bad.is_empty() {
             tracing::warn!(

@@ -259,7 +259,13 @@ impl Runner<'_> {
         // a rerun is a new owner, so that it makes new versions; the same step otherwise finds its own again
         let owner =
             if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.clone() };
-        let continuation = sha256_hex(owner.as_bytes());
+        // what another attempt at the same work may go on from, also when it allows or writes something else
+        let continuation = match step.parameters.of_the_work() {
+            Some(parameters) if !self.options.rerun => {
+                self::fingerprint(self.job, name, &Step { parameters, ..step.clone() }, &inputs)
+            }
+            _ => sha256_hex(owner.as_bytes()),
+        };
         // one at a time for the same work, and nobody clears its checkpoints away meanwhile; who waited finds it done
         let _lock = self.store.lock(&step_lock(&continuation))?;
         if self.is_finished(name, &fingerprint, record)? {
@@ -312,13 +318,17 @@ impl Runner<'_> {
 
     /// The newest version of what the step makes, where its content can save work; not when everything is to be done again.
     fn before(&self, name: &str, step: &Step) -> Result<Option<Version>> {
-        if self.options.rerun || step.kind != Kind::Embed {
+        if self.options.rerun || !matches!(&step.parameters, Parameters::Embed(p) if p.reuse) {
             return Ok(None);
         }
         let output = self.job.output_name(name, step, "embeddings");
         let latest = Reference { kind: AssetKind::Data, name: output, version: Selector::Latest };
         match get(self.store, &latest) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Data => {
+                tracing::warn!(%error, "nothing can be taken over from the newest version");
+                Ok(None)
+            }
             found => found.map(Some),
         }
     }

@@ -53,7 +53,7 @@ pub enum DebrisKind {
     Removed,
     /// A file in the folder of a version that its manifest does not name.
     Stray,
-    /// Checkpoints of a training that did not end.
+    /// Checkpoints of a training, or shards of an embedding, that did not end.
     Checkpoints,
     /// The memory of a finished step whose versions are gone.
     CachedStep,
@@ -216,7 +216,7 @@ impl Sweep<'_> {
         self.offer((DebrisKind::Unfinished, &folder), &files)
     }
 
-    /// Checkpoints of trainings that are given up; `alive` is a run that goes on, here.
+    /// What steps that are given up have left; `alive` is a run that goes on, here.
     fn checkpoints(&mut self, alive: Option<&str>) -> Result<()> {
         let mut folders: BTreeMap<String, Vec<ObjectInfo>> = BTreeMap::new();
         for file in self.store.list_raw("checkpoints")? {

@@ -68,16 +68,22 @@ def random_tensors(shapes, seed):
     return state
 
 
-def tokenizer():
-    """A byte-level tokenizer with CLIP's special tokens; its end token has the highest id, as in CLIP."""
+SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
+
+
+def tokenizer(complete=False):
+    """A byte-level tokenizer with CLIP's special tokens; its end token has the highest id, as in CLIP.
+
+    `complete`: the vocabulary itself holds the special tokens too, as CLIP's does and as medtune reads it.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: i for i, token in enumerate([*alphabet, *(letter + "</w>" for letter in alphabet), *special])}
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(SPECIAL if complete else [])]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     result = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>"))
     result.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     result.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     result.decoder = decoders.ByteLevel()
-    result.add_special_tokens(special)
+    result.add_special_tokens(SPECIAL)
     return result
 
 
@@ -91,7 +97,7 @@ def png(height=40, width=60, seed=0, mode="RGB"):
     return buffer.getvalue()
 
 
-def write_package(folder, task, classifier=None, seed=0, model_config=None):
+def write_package(folder, task, classifier=None, seed=0, model_config=None, complete=False):
     """A package of `task` ("embeddings", or "classification" with classifier "zero-shot" or "adapter"). Returns (config, state, extra).
 
     `extra` is the class embeddings [classes, P] or the adapter's state dict.
@@ -100,7 +106,7 @@ def write_package(folder, task, classifier=None, seed=0, model_config=None):
     words = checkpoints / "language_model" / "clip_tokenizer_4.16.2"
     words.mkdir(parents=True)
     (checkpoints / "vision_model").mkdir()
-    tokens = tokenizer()
+    tokens = tokenizer(complete)
     tokens.save(str(words / "tokenizer.json"))
     model_config = model_config or config()
     (checkpoints / "config.yaml").write_text(yaml.safe_dump(model_config))

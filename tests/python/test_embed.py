@@ -211,6 +211,15 @@ def test_too_many_bad_images(bench, tmp_path, limit):
     [record] = records(store).values()
     lines_ = (store / "runs" / record["run_id"] / "embed" / "bad_images.jsonl").read_text().splitlines()
     assert [json.loads(text)["row"] for text in lines_][:2] == [6, 7] and f"{len(lines_)} of 60" in line
+    # with a higher limit it goes on with what was done
+    done = len(list(store.glob("checkpoints/*/shard-*.json")))
+    higher = ("--set", "parameters.max_bad_share=0.5", "--set", "parameters.max_bad_images=null")
+    events = Events(bench.binary, "--store", store, "run", path, *higher, env=bench.env)
+    assert events.finish() == 0, events.seen[-3:]
+    assert done and any(e.get("message") == "shards of an earlier run are taken up" and e["done"] == done for e in events.seen)
+    folder = store / "data" / "vectors" / "1"
+    assert table(folder)[0].num_rows == 57 and [entry["row"] for entry in ledger(folder)] == [6, 7, 18]
+    assert not list(store.glob("checkpoints/*"))
 
 
 def test_bad_rows_are_left_out_of_what_follows(bench, tmp_path):

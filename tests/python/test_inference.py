@@ -65,8 +65,8 @@ def case(request, tmp_path_factory):
     """(package folder, encoded images, vectors by the independent implementation)"""
     folder = tmp_path_factory.mktemp("package") / "package"
     model_config = config(**CASES[request.param])
-    model_config["LANG_ENCODER"]["VOCAB_SIZE"] = tokenizer().get_vocab_size()
-    write_package(folder, "embeddings", model_config=model_config)
+    model_config["LANG_ENCODER"]["VOCAB_SIZE"] = tokenizer(complete=True).get_vocab_size()
+    write_package(folder, "embeddings", model_config=model_config, complete=True)
     write_manifest(folder)
     images = [png(40 + 9 * n, 60 - 5 * n, seed=n) for n in range(IMAGES)]
     return folder, images, Package(folder).image_features(images)

@@ -80,7 +80,7 @@ fn why(kind: DebrisKind) -> &'static str {
         DebrisKind::Unfinished => "a version that was never published",
         DebrisKind::Removed => "the version was removed",
         DebrisKind::Stray => "the version's manifest does not name it",
-        DebrisKind::Checkpoints => "checkpoints of a training that did not end",
+        DebrisKind::Checkpoints => "checkpoints of a step that did not end",
         DebrisKind::CachedStep => "the step's versions are gone",
         DebrisKind::Leftover => "a killed writer left it",
     }

@@ -68,6 +68,9 @@ pub struct Space {
     /// The number type that the model computed in.
     #[serde(default = "f32_name")]
     pub precision: String,
+    /// [`crate::imaging::PIXELS_VERSION`] of the program; 0 in files from before it was kept.
+    #[serde(default)]
+    pub pixels_version: u32,
     /// The hash of the program's sources ([`crate::CODE_VERSION`]).
     pub code_version: String,
 }
@@ -117,7 +120,7 @@ pub struct Texts {
     pub rows: u64,
     /// The text that a label became; `{}` is the label.
     pub template: String,
-    /// SHA-256 of the label file.
+    /// What the label file was: `sha256:` and the hash of its content or of its version's.
     pub label_file: String,
 }
 
@@ -288,14 +291,16 @@ pub fn read(dir: &Path) -> Result<Embeddings> {
         table.features.extend(part.features);
     }
     let bad = ledger::read(dir)?;
-    if table.len() as u64 != manifest.rows || bad.len() as u64 != manifest.bad_rows {
+    let all = (table.len() + bad.len()) as u64 == manifest.image_tsv_rows;
+    if table.len() as u64 != manifest.rows || bad.len() as u64 != manifest.bad_rows || !all {
         return Err(Error::data(format!(
-            "'{}' has {} rows and {} bad ones, the manifest says {} and {}: embed the dataset again",
+            "'{}' has {} rows and {} bad ones, the manifest says {} and {} of {}: embed the dataset again",
             dir.display(),
             table.len(),
             bad.len(),
             manifest.rows,
-            manifest.bad_rows
+            manifest.bad_rows,
+            manifest.image_tsv_rows
         )));
     }
     Ok(Embeddings { table, bad, manifest })

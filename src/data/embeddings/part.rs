@@ -204,6 +204,11 @@ pub(super) fn read_texts(path: &Path, column: &str) -> Result<Vec<String>> {
     Ok(texts)
 }
 
+/// What the vectors of a file share.
+pub(super) fn read_space(path: &Path) -> Result<Option<Space>> {
+    Ok(open(path)?.schema().metadata().get(SPACE_KEY).and_then(|json| serde_json::from_str(json).ok()))
+}
+
 /// The place of each row of a file in its dataset.
 pub(super) fn read_rows(path: &Path) -> Result<Vec<u64>> {
     let builder = open(path)?;

@@ -11,6 +11,7 @@ fn manifest(dim: usize) -> EmbeddingsManifest {
             model_digest: "ab".into(),
             pixels: serde_json::json!({"image_size": [32, 32]}),
             precision: "f32".into(),
+            pixels_version: 1,
             code_version: "c0de".into(),
         },
         image_tsv: "sha256:cd".into(),
@@ -37,7 +38,9 @@ fn bad(row: u64) -> BadRow {
 }
 
 fn write(dir: &Path, parts: &[Part], dim: usize, forms: (bool, bool)) -> EmbeddingsManifest {
-    let mut writer = EmbeddingsWriter::create(dir, manifest(dim), forms).unwrap();
+    let image_tsv_rows = parts.iter().map(|part| part.len() as u64).sum();
+    let manifest_of = EmbeddingsManifest { image_tsv_rows, ..manifest(dim) };
+    let mut writer = EmbeddingsWriter::create(dir, manifest_of, forms).unwrap();
     for part in parts {
         part.write(&writer.next_path(), &manifest(dim).space).unwrap();
         writer.add(Vec::new()).unwrap();
@@ -69,7 +72,8 @@ fn reads_what_it_wrote_over_several_parts_and_groups() {
 #[test]
 fn a_key_that_was_there_before_goes_to_the_ledger() {
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = EmbeddingsWriter::create(dir.path(), manifest(2), (true, false)).unwrap();
+    let seven = EmbeddingsManifest { image_tsv_rows: 7, ..manifest(2) };
+    let mut writer = EmbeddingsWriter::create(dir.path(), seven, (true, false)).unwrap();
     let (first, mut second) = (part(1, 3, 2), part(5, 3, 2));
     second.names[1].clone_from(&first.names[0]);
     second.names[2] = second.names[0].clone();

@@ -80,6 +80,9 @@ impl EmbeddingsWriter {
         let dim = self.manifest.space.dim;
         let names = part::read_texts(&path, "Name")?;
         let rows = part::read_rows(&path)?;
+        if part::read_space(&path)?.as_ref() != Some(&self.manifest.space) {
+            return Err(Error::internal(format!("'{}' was made by another model or program", path.display())));
+        }
         let mut keep = vec![true; names.len()];
         for (index, (name, &row)) in names.iter().zip(&rows).enumerate() {
             if let Some(first) = self.keys.get(&short(name)) {

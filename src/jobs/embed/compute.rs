@@ -83,7 +83,7 @@ impl Computation<'_> {
             let (decoded, loaded) = sync_channel::<Result<Loaded>>(AHEAD);
             let own = ranges.clone();
             // whoever finds the other end gone has nothing left to do: the error is at that end
-            scope.spawn(move || own.iter().try_for_each(|(_, rows)| read_rows(images, batch, rows, &read)));
+            scope.spawn(move || own.iter().try_for_each(|(_, rows)| read_rows(images, rows, &read)));
             let own = ranges.clone();
             scope.spawn(move || Loader { contract: &contract, places, batch, lines, to: decoded }.run(&own));
             self.encode(work, &ranges, (loaded, finished))
@@ -115,6 +115,10 @@ impl Computation<'_> {
             let outcome = (|| -> Result<()> {
                 while left > 0 {
                     stopped(self.signal)?;
+                    if sender.is_finished() {
+                        // it has failed, and says why below
+                        return Ok(());
+                    }
                     in_store.try_iter().try_for_each(|(shard, done)| finished(shard, done))?;
                     let asked = Instant::now();
                     let next =
@@ -164,6 +168,9 @@ impl Computation<'_> {
     /// bad ones.
     fn part(&self, items: Vec<Item>, features: &[f32]) -> Result<(Part, u64, Vec<BadRow>)> {
         let mut made = features.chunks_exact(self.space.dim);
+        let taken: Vec<&str> = items.iter().filter_map(Item::known_hash).collect();
+        let taken = self.earlier.map_or_else(|| Ok(Vec::new()), |earlier| earlier.vectors(&taken))?;
+        let mut taken = taken.into_iter();
         let (mut part, mut reused, mut bad) = (Part::default(), 0, Vec::new());
         for item in items {
             let Vector { row, key, hash, known } = match item {
@@ -175,8 +182,7 @@ impl Computation<'_> {
             };
             let lost = || Error::internal("an image has no vector");
             if known {
-                let vector = self.earlier.map(|earlier| earlier.vector(&hash)).transpose()?.flatten();
-                part.push(row, (&key, &hash), &vector.ok_or_else(lost)?)?;
+                part.push(row, (&key, &hash), &taken.next().ok_or_else(lost)?)?;
                 reused += 1;
             } else {
                 part.push(row, (&key, &hash), made.next().ok_or_else(lost)?)?;

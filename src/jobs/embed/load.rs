@@ -8,12 +8,13 @@ use crate::imaging::PixelContract;
 use crate::storage::sha256_hex;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 /// Chunks of rows read ahead of decoding, and batches decoded ahead of the model.
 pub(super) const AHEAD: usize = 2;
-/// Bytes of rows read at once, unless a single row has more.
-const CHUNK_BYTES: u64 = 32 << 20;
+/// Bytes of rows read at once, unless a single row has more: enough for a few requests to a bucket at the same time.
+const CHUNK_BYTES: u64 = 24 << 20;
 
 /// A row that has or gets a vector.
 pub(super) struct Vector {
@@ -33,6 +34,14 @@ pub(super) enum Item {
 }
 
 impl Item {
+    /// The image's hash, if its vector is known.
+    pub(super) fn known_hash(&self) -> Option<&str> {
+        match self {
+            Item::Vector(vector) if vector.known => Some(&vector.hash),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_for_the_model(&self) -> bool {
         matches!(self, Item::Vector(vector) if !vector.known)
     }
@@ -55,13 +64,12 @@ pub(super) struct Gone;
 /// Reads a shard's rows, some at a time.
 pub(super) fn read_rows(
     images: &RowFile,
-    batch: usize,
     rows: &Range<usize>,
     to: &SyncSender<Chunk>,
 ) -> std::result::Result<(), Gone> {
     let mut at = rows.start;
     while at < rows.end {
-        let range = images.within(at, rows.end.min(at + batch), CHUNK_BYTES);
+        let range = images.within(at, rows.end, CHUNK_BYTES);
         let next = range.end;
         let read = images.read(range).map(|lines| (at, lines));
         let failed = read.is_err();
@@ -111,16 +119,17 @@ impl Loader<'_> {
             bytes += lines.iter().map(Line::len).sum::<u64>();
             // the receiver must not go to other threads
             let (contract, places) = (self.contract, self.places);
-            let prepared: Vec<(Item, Vec<f32>)> = lines
-                .into_par_iter()
-                .enumerate()
-                .map(|(i, line)| prepare((first + i) as u64 + 1, &line, contract, places))
-                .collect();
-            for (item, pixels) in prepared {
-                items.push(item);
-                waiting.extend(pixels);
-                if waiting.len() == batch && self.to.send(Ok(Loaded::Batch(std::mem::take(&mut waiting)))).is_err() {
-                    return Ok(false);
+            let numbered: Vec<(u64, Line)> = (first as u64 + 1..).zip(lines).collect();
+            // pixels need much more memory than rows: of a batch at a time
+            for some in numbered.chunks(self.batch) {
+                let prepared = some.par_iter().map(|(row, line)| prepare(*row, line, contract, places));
+                for (item, pixels) in prepared.collect::<Vec<_>>() {
+                    items.push(item);
+                    waiting.extend(pixels);
+                    if waiting.len() == batch && self.to.send(Ok(Loaded::Batch(std::mem::take(&mut waiting)))).is_err()
+                    {
+                        return Ok(false);
+                    }
                 }
             }
         }
@@ -142,8 +151,10 @@ fn prepare(row: u64, line: &Line, contract: &PixelContract, places: Option<&Plac
         return (Item::Vector(Vector { row, key, hash, known: true }), Vec::new());
     }
     let mut pixels = vec![0f32; contract.tensor_len()];
-    match contract.load(&image, &mut pixels) {
-        Ok(()) => (Item::Vector(Vector { row, key, hash, known: false }), pixels),
-        Err(error) => bad((Some(key), error.to_string())),
+    // a library that gives up on an image must not take the others with it; the pixels are thrown away then
+    match catch_unwind(AssertUnwindSafe(|| contract.load(&image, &mut pixels))) {
+        Ok(Ok(())) => (Item::Vector(Vector { row, key, hash, known: false }), pixels),
+        Ok(Err(error)) => bad((Some(key), error.to_string())),
+        Err(_) => bad((Some(key), "the image's decoder failed on it".to_owned())),
     }
 }

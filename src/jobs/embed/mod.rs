@@ -23,6 +23,7 @@ use crate::data::embeddings::{
 };
 use crate::data::rows::RowFile;
 use crate::error::{Error, ErrorKind, Result};
+use crate::imaging::PIXELS_VERSION;
 use crate::infer::{Encoder, InferencePrecision, device, model_config};
 use crate::registry::{AssetKind, folder_files};
 use crate::storage::sha256_hex;
@@ -57,13 +58,14 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         model_digest: package.encoder_digest(),
         pixels: package.config.pixels.to_json()?,
         precision: precision.name().to_owned(),
+        pixels_version: PIXELS_VERSION,
         code_version: CODE_VERSION.to_owned(),
     };
     // noted between batches from here on, so that what is finished is kept
     let signal = StopSignal::listen()?;
     let job = Job { context, parameters, images: &images, space: &space };
     let folder = context.folder("embeddings")?;
-    let (work, mut done, todo) = job.begin(&folder, device)?;
+    let (work, mut done, todo) = job.begin(&folder, device, &signal)?;
     job.check_limit(&done)?;
     let own: Vec<usize> = todo.iter().copied().skip(context.world.rank()).step_by(context.world.size()).collect();
     let labels = context.optional_path("label_file").filter(|_| context.world.is_first());
@@ -74,6 +76,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         texts = labels.map(|labels| job.texts(&work, &encoder, &labels)).transpose()?;
         speed = job.compute(&work, (&own, &mut done), (&encoder, &signal))?;
     }
+    // from here on all of this process's work is in the store, and a signal may end it at once
+    stopped(&signal)?;
+    drop(signal);
     // what the others do may take long
     context.world.meet()?;
     if !context.world.is_first() {
@@ -102,15 +107,16 @@ type AllDone = BTreeMap<usize, Done>;
 
 impl Job<'_> {
     /// The shards, what is done of them, and what is to be done: the first process finds out, the others are told.
-    fn begin(&self, folder: &Path, device: Device) -> Result<(Work, AllDone, Vec<usize>)> {
+    fn begin(&self, folder: &Path, device: Device, signal: &StopSignal) -> Result<(Work, AllDone, Vec<usize>)> {
         let default = if device.is_cuda() { 8192 } else { 512 };
         let rows = self.parameters.shard_rows.unwrap_or(default);
-        let before = self.context.before.as_ref().filter(|_| self.parameters.reuse);
+        let device = if device.is_cuda() { "cuda" } else { "cpu" };
         let mut done = AllDone::new();
         let told = self.context.world.from_first(|| {
-            let work = Work::begin(self.context, folder, (self.images.len(), rows), before)?;
+            let work = Work::begin(self.context, folder, (self.images.len(), rows), (self.space, device))?;
             let mut todo = Vec::new();
             for shard in 0..work.shards() {
+                stopped(signal)?;
                 match work.fetch(shard)? {
                     Some(found) => drop(done.insert(shard, found)),
                     None => todo.push(shard),
@@ -123,7 +129,15 @@ impl Job<'_> {
         })?;
         let (plan, todo) =
             serde_json::from_slice(&told).map_err(|e| Error::internal("cannot read a plan").with_source(e))?;
-        Ok((Work::new(self.context, folder, self.images.len(), plan)?, done, todo))
+        let work = Work::new(self.context, folder, self.images.len(), plan)?;
+        if !work.plan.is_of(self.space, device) {
+            let precision = &self.space.precision;
+            return Err(Error::config(format!(
+                "this process computes in {precision} on {device}, rank 0 in {} otherwise: give all processes alike machines",
+                work.plan.space.precision
+            )));
+        }
+        Ok((work, done, todo))
     }
 
     fn compute(
@@ -132,6 +146,9 @@ impl Job<'_> {
         (own, done): (&[usize], &mut AllDone),
         (encoder, signal): (&Encoder, &StopSignal),
     ) -> Result<Speed> {
+        if own.is_empty() {
+            return Ok(Speed::default());
+        }
         let earlier =
             work.plan.earlier.as_deref().map(|reference| Earlier::open(self.context.store, reference, self.space));
         let earlier = earlier.transpose()?.flatten();
@@ -155,9 +172,10 @@ impl Job<'_> {
     }
 
     fn check_bad<'b>(&self, bad: impl Iterator<Item = &'b BadRow>) -> Result<()> {
-        let bad: Vec<&BadRow> = bad.collect();
+        let mut bad: Vec<&BadRow> = bad.collect();
+        bad.sort_by_key(|bad| bad.row);
         let Some(limit) = self.parameters.too_many(bad.len() as u64, self.images.len() as u64) else { return Ok(()) };
-        let Some(first) = bad.iter().min_by_key(|bad| bad.row) else { return Ok(()) };
+        let Some(first) = bad.first() else { return Ok(()) };
         let (run, step) = self.context.run;
         let key = format!("runs/{run}/{step}/{LEDGER}");
         let lines: Vec<String> = bad.iter().filter_map(|bad| serde_json::to_string(bad).ok()).collect();
@@ -183,7 +201,7 @@ impl Job<'_> {
             part.push(row, (label, &sha256_hex(text.as_bytes())), vector)?;
         }
         part.write(&work.dir.join(TEXTS), self.space)?;
-        let label_file = self.context.input("label_file")?.digest.clone();
+        let label_file = self.context.input("label_file")?.identity();
         Ok(Texts { rows: part.len() as u64, template: template.clone(), label_file })
     }
 
@@ -215,6 +233,12 @@ impl Job<'_> {
         }
         self.check_bad(writer.bad().iter())?;
         let manifest = writer.finish()?;
+        if manifest.rows + manifest.bad_rows != manifest.image_tsv_rows {
+            return Err(Error::internal(format!(
+                "{} rows and {} bad ones of {}: some were lost",
+                manifest.rows, manifest.bad_rows, manifest.image_tsv_rows
+            )));
+        }
         if manifest.rows == 0 {
             return Err(Error::data(format!("'{}' has no image that can be used", self.images.place())));
         }

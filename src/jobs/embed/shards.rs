@@ -6,7 +6,7 @@
 //! shard-00000.parquet
 //! ```
 
-use crate::data::embeddings::{BadRow, part_name};
+use crate::data::embeddings::{BadRow, Space, part_name};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::jobs::StepContext;
 use crate::registry::Version;
@@ -19,18 +19,33 @@ use std::path::{Path, PathBuf};
 const FORMAT_VERSION: u32 = 1;
 
 /// What all runs of one step keep to, so that they make the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Plan {
     format_version: u32,
+    /// Its own, so that shards of another plan are not taken for its.
+    id: String,
     /// Rows of a shard.
     shard_rows: usize,
+    /// What all vectors share.
+    pub(super) space: Space,
+    /// `cpu` or `cuda`: numbers of both differ in the last digits.
+    device: String,
     /// The version that vectors are taken over from.
     pub(super) earlier: Option<String>,
+}
+
+impl Plan {
+    /// Whether a process that computes this there makes the numbers of the plan.
+    pub(super) fn is_of(&self, space: &Space, device: &str) -> bool {
+        self.space == *space && self.device == device
+    }
 }
 
 /// What became of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Done {
+    /// Whose plan it was made by.
+    plan: String,
     /// Vectors that were taken over.
     pub(super) reused: u64,
     /// Rows without a vector.
@@ -63,19 +78,29 @@ impl Work {
         Ok(work)
     }
 
-    /// The plan that an earlier run has made, or a new one. One run at a time works on a step.
+    /// The plan that an earlier run has made, or a new one where this process would compute other numbers. One run at a time works on a
+    /// step.
     pub(super) fn begin(
         context: &StepContext<'_>,
         dir: &Path,
         (rows, shard_rows): (usize, usize),
-        earlier: Option<&Version>,
+        (space, device): (&Space, &str),
     ) -> Result<Work> {
         let key = format!("{}/plan.json", checkpoint::folder(context.continuation));
-        let plan = match read::<Plan>(context.store, &key)?.filter(|plan| plan.format_version == FORMAT_VERSION) {
+        let found = read::<Plan>(context.store, &key)?.filter(|plan| plan.format_version == FORMAT_VERSION);
+        if let Some(plan) = found.as_ref().filter(|plan| !plan.is_of(space, device)) {
+            let (theirs, ours) = (&plan.space.precision, &space.precision);
+            tracing::warn!(
+                "an earlier run computed in {theirs} on {}, this one in {ours} on {device}: it begins anew",
+                plan.device
+            );
+        }
+        let plan = match found.filter(|plan| plan.is_of(space, device)) {
             Some(plan) => plan,
             None => {
-                let earlier = earlier.map(Version::reference);
-                let plan = Plan { format_version: FORMAT_VERSION, shard_rows, earlier };
+                let earlier = context.before.as_ref().map(Version::reference);
+                let (id, space, device) = (uuid::Uuid::new_v4().to_string(), space.clone(), device.to_owned());
+                let plan = Plan { format_version: FORMAT_VERSION, id, shard_rows, space, device, earlier };
                 write(context.store, &key, &plan)?;
                 plan
             }
@@ -102,7 +127,7 @@ impl Work {
     /// Takes the file of a shard to the store.
     pub(super) fn publish(&self, shard: usize, (reused, bad): (u64, Vec<BadRow>)) -> Result<Done> {
         let FileDigest { size, sha256 } = self.store.put_file(&self.key(shard, "parquet"), &self.path(shard))?;
-        let done = Done { reused, bad, size, sha256 };
+        let done = Done { plan: self.plan.id.clone(), reused, bad, size, sha256 };
         write(&self.store, &self.key(shard, "json"), &done)?;
         Ok(done)
     }
@@ -110,7 +135,9 @@ impl Work {
     /// Brings a shard that is done to this machine; `None` if it is not done, or not what it should be.
     pub(super) fn fetch(&self, shard: usize) -> Result<Option<Done>> {
         let key = self.key(shard, "json");
-        let Some(done) = read::<Done>(&self.store, &key)? else { return Ok(None) };
+        let Some(done) = read::<Done>(&self.store, &key)?.filter(|done| done.plan == self.plan.id) else {
+            return Ok(None);
+        };
         let expected = FileDigest { size: done.size, sha256: done.sha256.clone() };
         match self.store.download(&self.key(shard, "parquet"), &self.path(shard), &expected) {
             Ok(()) => Ok(Some(done)),
