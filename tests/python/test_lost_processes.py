@@ -247,4 +247,5 @@ def test_nobody_comes(bench):
     begun = time.monotonic()
     done = subprocess.run([str(bench.binary), "--store", str(bench.new_store("nobody")), "run", str(job)], env=bench.env | env, capture_output=True, text=True, timeout=120)
     refused(done, PEER, "rank 1 of 2", env["MASTER_PORT"])
-    assert time.monotonic() - begun < 40
+    # torch goes on trying for a while after the time it is given
+    assert time.monotonic() - begun < 100

@@ -186,7 +186,7 @@ def test_asked_to_stop(bench, job, calm):
         asked = time.monotonic()
         events.process.send_signal(number)
         assert events.finish() == PREEMPTED, events.seen[-5:]
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < 15
         assert resumed_at(events) == [step for step in stops[-1:] if step]
         step = max(checkpoints(store))
         assert stops[-1] < step < STEPS
