@@ -74,7 +74,7 @@ fn pass(encoder: &Encoder, images: &TsvReader, arguments: &Arguments) -> Result<
     let seconds = started.elapsed().as_secs_f64();
     let bytes: Vec<u8> = vectors.iter().flat_map(|v| v.to_le_bytes()).collect();
     std::fs::write(&arguments.out, bytes).expect("the file can be written");
-    let precision = format!("{:?}", encoder.precision()).to_lowercase();
+    let precision = encoder.precision().name();
     println!("{}", json!({ "images": images.len(), "dim": encoder.dim(), "precision": precision, "seconds": seconds }));
     Ok(())
 }

@@ -3,8 +3,6 @@
 import argparse
 import base64
 import io
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "python"))
 from conftest import model_config  # noqa: E402
 from harness import sha256  # noqa: E402
-from large_transfer import Medtune  # noqa: E402
+from large import Medtune, working_folder  # noqa: E402
 from measure import require  # noqa: E402
 from servers import s3_server  # noqa: E402
 
@@ -81,12 +79,7 @@ def main():
     parser.add_argument("--size", type=float, default=2.0, help="10^9 bytes")
     parser.add_argument("--limit", type=float, default=1000.0, help="most memory beyond that for few rows, 10^6 bytes")
     options = parser.parse_args()
-    folder = options.folder.resolve()
-    require(not folder.exists(), f"{folder} is there already: remove it, or give another --folder")
-    (folder / "tmp").mkdir(parents=True)
-    # the server keeps large objects in temporary files
-    os.environ["TMPDIR"] = str(folder / "tmp")
-    try:
+    with working_folder(options.folder) as folder:
         medtune = Medtune(options.medtune, folder)
         (folder / "model.yaml").write_text(yaml.safe_dump(model_config()))
         (folder / "labels.txt").write_text("one\ntwo\n")
@@ -116,8 +109,6 @@ def main():
         print(f"from the bucket {done['file'].seconds / done['bucket'].seconds:.2f} times as fast as from the file")
         require(parts(folder, "local") == parts(folder, "remote"), "the vectors differ")
         print("PASSED: large embed")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

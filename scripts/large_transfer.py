@@ -4,15 +4,14 @@ import argparse
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "python"))
 from harness import sha256  # noqa: E402
-from measure import peak_bytes, require  # noqa: E402
+from large import Done, Medtune, working_folder  # noqa: E402
+from measure import require  # noqa: E402
 from servers import cloud_free, counts, faulty, s3_server  # noqa: E402
 
 CUT = 50_000_000
@@ -52,32 +51,8 @@ def stored_hashes(server, prefix):
     return found
 
 
-class Done:
-    """A program that ran to its end: seconds, the most memory in MB, and what it said."""
-
-    def __init__(self, command, env, log):
-        with open(log, "w+") as errors:
-            begun, self.peak = time.monotonic(), 0.0
-            process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=errors)
-            while process.poll() is None:
-                self.peak = max(self.peak, peak_bytes(process.pid) / 1e6)
-                time.sleep(0.02)
-            self.seconds = time.monotonic() - begun
-            errors.seek(0)
-            self.said = errors.read()
-        require(process.returncode == 0, f"{' '.join(map(str, command[:4]))} ended with {process.returncode}:\n{self.said}")
-
-
-class Medtune:
-    def __init__(self, program, folder):
-        self.program, self.folder = program, folder
-
-    def run(self, server, prefix, *arguments, **extra):
-        kept = {k: v for k, v in cloud_free(os.environ).items() if not k.startswith("MEDTUNE_")}
-        store = server.store(prefix) if server else str(self.folder / prefix)
-        own = {"MEDTUNE_STORE": store, "XDG_CACHE_HOME": str(self.folder / "cache"), "TMPDIR": str(self.folder / "tmp")}
-        env = kept | own | (server.settings() if server else {}) | extra
-        return Done([self.program, *arguments], env, self.folder / "log")
+class Transfers(Medtune):
+    """medtune with a store of one large dataset."""
 
     def push(self, server, prefix, source, **extra):
         return self.run(server, prefix, "data", "register", "--name", "large", source, **extra)
@@ -180,19 +155,12 @@ def main():
     parser.add_argument("--bench-size", type=float, default=1.0, help="10^9 bytes, of the good one")
     parser.add_argument("--limit", type=float, default=200.0, help="most memory, 10^6 bytes")
     options = parser.parse_args()
-    folder = options.folder.resolve()
-    require(not folder.exists(), f"{folder} is there already: remove it, or give another --folder")
-    (folder / "tmp").mkdir(parents=True)
-    # the server keeps large objects in temporary files
-    os.environ["TMPDIR"] = str(folder / "tmp")
-    try:
-        medtune = Medtune(options.medtune, folder)
+    with working_folder(options.folder) as folder:
+        medtune = Transfers(options.medtune, folder)
         with s3_server() as server:
             bad_day(medtune, server, folder, options)
             speeds(medtune, server, folder, options)
         print("PASSED: large transfer")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

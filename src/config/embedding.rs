@@ -5,15 +5,26 @@ use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The number type that the encoder computes in; vectors are f32 in both.
+/// The number type in which the towers compute. Embeddings are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum EmbedPrecision {
+pub enum InferencePrecision {
     /// 32-bit floats.
     #[default]
     F32,
-    /// bfloat16: faster where the machine has it.
+    /// bfloat16; norms, softmax and sums in f32. Faster on GPUs and on processors with AVX-512, at 8 bits of precision.
     Bf16,
+}
+
+impl InferencePrecision {
+    /// Its name in job files and records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            InferencePrecision::F32 => "f32",
+            InferencePrecision::Bf16 => "bf16",
+        }
+    }
 }
 
 /// A form that vectors are written in besides Parquet.
@@ -42,7 +53,7 @@ pub struct EmbedParameters {
     /// The text that a label becomes, when label_file is given; `{}` is the label.
     pub text_template: String,
     /// The number type of the computation.
-    pub precision: EmbedPrecision,
+    pub precision: InferencePrecision,
     /// What is written besides Parquet.
     pub formats: Vec<EmbedForm>,
     /// Rows of a part: what is kept when a run is killed, and one Parquet file; when left out, 512 on a CPU and 8192 on a GPU.
@@ -62,7 +73,7 @@ impl Default for EmbedParameters {
             image_standardization_image_size: None,
             batch_size: 32,
             text_template: "{}.".to_owned(),
-            precision: EmbedPrecision::default(),
+            precision: InferencePrecision::default(),
             formats: Vec::new(),
             shard_rows: None,
             max_bad_images: None,
@@ -91,9 +102,9 @@ impl EmbedParameters {
         }
     }
 
-    /// The same parameters with the defaults of those that the vectors of a shard do not depend on.
+    /// What attempts that go on from one another must share: the others, which no vector depends on, have their defaults.
     #[must_use]
-    pub fn of_the_work(&self) -> EmbedParameters {
+    pub fn for_resuming(&self) -> EmbedParameters {
         let EmbedParameters { formats, max_bad_images, max_bad_share, reuse, text_template, .. } =
             EmbedParameters::default();
         EmbedParameters { formats, max_bad_images, max_bad_share, reuse, text_template, ..self.clone() }

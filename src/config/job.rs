@@ -396,7 +396,7 @@ fn check_wiring(steps: &[(String, Step)]) -> Result<()> {
                 )));
             };
             let wanted = port_type(step.kind, input);
-            if wanted.map(PortType::of_a_step) != Some(made.port_type) {
+            if wanted.map(PortType::from_output) != Some(made.port_type) {
                 return Err(Error::config(format!(
                     "{place}: '{output}' of step '{from}' is not what this input takes"
                 )));

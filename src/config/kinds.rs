@@ -35,9 +35,9 @@ pub enum PortType {
 }
 
 impl PortType {
-    /// What an output of another step must be to be taken as this.
+    /// The type of the outputs of other steps that an input of this type takes.
     #[must_use]
-    pub fn of_a_step(self) -> PortType {
+    pub fn from_output(self) -> PortType {
         if self == PortType::Rows { PortType::File } else { self }
     }
 }

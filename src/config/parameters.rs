@@ -355,11 +355,11 @@ pub enum Parameters {
 }
 
 impl Parameters {
-    /// The parameters without those that decide only what is allowed or written in the end, where a kind has such.
+    /// What attempts that go on from one another must share, where that is less than all: not what is allowed, or written in the end.
     #[must_use]
-    pub fn of_the_work(&self) -> Option<Parameters> {
+    pub fn for_resuming(&self) -> Option<Parameters> {
         match self {
-            Parameters::Embed(parameters) => Some(Parameters::Embed(parameters.of_the_work())),
+            Parameters::Embed(parameters) => Some(Parameters::Embed(parameters.for_resuming())),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 pub mod constants;
 pub mod embeddings;
 pub mod folder;
+mod index;
 pub mod labels;
 pub mod pairs;
 pub mod rows;
@@ -13,7 +14,7 @@ pub mod tsv;
 pub use constants::TextConstants;
 pub use folder::{FolderScan, ImageFile, scan};
 pub use labels::Labels;
-pub use pairs::{ImageTextPairs, validate_images};
+pub use pairs::ImageTextPairs;
 pub use split::{first_alike, grouped_split, keep_most_frequent, sklearn_split, stratified_split, unique_in_order};
 pub use text::{ClassRow, TextContent, TextRow, read_class_rows, read_text_rows, write_class_rows};
 pub use tsv::{Row, TsvReader, TsvWriter};

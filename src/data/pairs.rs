@@ -162,7 +162,13 @@ impl ImageTextPairs {
     /// # Errors
     /// `Data`, naming file, row and key of the first damaged image.
     pub fn validate_images(&self) -> Result<()> {
-        validate_images(&self.images)
+        let images = &self.images;
+        let check = |index| {
+            let (key, bytes) = images.decode_image(index)?;
+            check_image(&bytes).map(drop).context(|| locate(images, index, &key))
+        };
+        // the first in file order, so that the message is the same whichever thread is faster
+        (0..images.len()).into_par_iter().find_map_first(|index| check(index).err()).map_or(Ok(()), Err)
     }
 
     /// How messages about a pair's image begin: file, row and key.
@@ -170,19 +176,6 @@ impl ImageTextPairs {
     pub fn locate(&self, index: usize, key: &str) -> String {
         locate(&self.images, index, key)
     }
-}
-
-/// Checks the base64 and the header of every image of a TSV, on all cores: cheap next to what follows.
-///
-/// # Errors
-/// `Data`, naming file, row and key of the first damaged image.
-pub fn validate_images(images: &TsvReader) -> Result<()> {
-    let check = |index| {
-        let (key, bytes) = images.decode_image(index)?;
-        check_image(&bytes).map(drop).context(|| locate(images, index, &key))
-    };
-    // the first in file order, so that the message is the same whichever thread is faster
-    (0..images.len()).into_par_iter().find_map_first(|index| check(index).err()).map_or(Ok(()), Err)
 }
 
 fn locate(images: &TsvReader, index: usize, key: &str) -> String {

@@ -10,26 +10,31 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
 use crate::error::{Error, Result};
 use crate::storage::RemoteFile;
 
-use super::tsv::{describe, index_path};
+use super::index::{body, decode_value, parse, read, stale};
+use super::tsv::index_path;
 
 /// What is read at once to find line ends.
 const SCAN: u64 = 32 << 20;
 /// The longest line that is read; a longer one holds no image that could be decoded.
 const LONGEST: u64 = 1 << 30;
 
+/// A TSV that is an object of a store.
+#[derive(Debug, Clone)]
+pub struct RemoteRows {
+    /// The TSV.
+    pub object: RemoteFile,
+    /// Its line index, if it has one.
+    pub index: Option<RemoteFile>,
+}
+
 /// Where the bytes of a TSV are.
 #[derive(Debug)]
-pub enum RowBytes {
-    /// A file of this machine.
+enum RowBytes {
     Local(PathBuf, File),
-    /// An object of a store, and its line index if it has one.
-    Remote(Box<(RemoteFile, Option<RemoteFile>)>),
+    Remote(Box<RemoteRows>),
 }
 
 /// An image TSV, to be read in ranges of rows.
@@ -71,12 +76,7 @@ impl Line {
         if key.is_empty() {
             return Err((None, "the key before the tab is empty".to_owned()));
         }
-        let bad = |reason: String| (Some(key.to_owned()), reason);
-        let image = STANDARD.decode(&line[tab + 1..]);
-        let image = image.map_err(|e| bad(format!("the image is not valid base64 ({})", describe(&e))))?;
-        if image.is_empty() {
-            return Err(bad("the image is empty".to_owned()));
-        }
+        let image = decode_value(&line[tab + 1..]).map_err(|reason| (Some(key.to_owned()), reason))?;
         Ok((key.to_owned(), image))
     }
 }
@@ -89,12 +89,7 @@ impl RowFile {
     pub fn open(path: &Path) -> Result<RowFile> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let size = file.metadata().map_err(|e| Error::io("read the size of", path, e))?.len();
-        let index = index_path(path);
-        let text = match std::fs::read(&index) {
-            _ if index == path => None,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            text => Some(text.map_err(|e| Error::io("read", &index, e))?),
-        };
+        let text = read(path)?;
         RowFile::over(RowBytes::Local(path.to_owned(), file), size, text)
     }
 
@@ -102,19 +97,20 @@ impl RowFile {
     ///
     /// # Errors
     /// `Data` when the index does not belong to it, `Storage` when it cannot be read.
-    pub fn remote(object: RemoteFile, index: Option<RemoteFile>) -> Result<RowFile> {
+    pub fn remote(remote: RemoteRows) -> Result<RowFile> {
+        let RemoteRows { object, index } = &remote;
         let size = object.size();
         let text = index.as_ref().map(|index| index.read(0..index.size())).transpose()?;
         if text.is_none() && size > SCAN {
             tracing::warn!(uri = object.uri(), "there is no .lineidx beside it: it is read once more to find its rows");
         }
-        RowFile::over(RowBytes::Remote(Box::new((object, index))), size, text)
+        RowFile::over(RowBytes::Remote(Box::new(remote)), size, text)
     }
 
     fn over(bytes: RowBytes, size: u64, index: Option<Vec<u8>>) -> Result<RowFile> {
         let mut rows = RowFile { bytes, size, offsets: Vec::new() };
         rows.offsets = match index {
-            Some(text) => rows.parse_index(&text)?,
+            Some(text) => parse(&text, size).map_err(|why| rows.stale(why))?,
             None => rows.line_starts()?,
         };
         Ok(rows)
@@ -125,7 +121,7 @@ impl RowFile {
     pub fn place(&self) -> String {
         match &self.bytes {
             RowBytes::Local(path, _) => path.display().to_string(),
-            RowBytes::Remote(remote) => remote.0.uri().to_owned(),
+            RowBytes::Remote(remote) => remote.object.uri().to_owned(),
         }
     }
 
@@ -139,12 +135,6 @@ impl RowFile {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.offsets.is_empty()
-    }
-
-    /// How many bytes these rows have.
-    #[must_use]
-    pub fn bytes_of(&self, rows: &Range<usize>) -> u64 {
-        self.start(rows.end) - self.start(rows.start)
     }
 
     /// The largest range of rows from `start` on that ends at or before `end` and has no more than `bytes` bytes, or one row.
@@ -167,12 +157,9 @@ impl RowFile {
         let bytes = self.read_bytes(start..end)?;
         rows.map(|row| {
             let line = &bytes[(self.start(row) - start) as usize..(self.start(row + 1) - start) as usize];
-            let body = line.strip_suffix(b"\n").unwrap_or(line);
-            // only a wrong index makes a line without its end, or with one inside
-            if body.contains(&b'\n') || (row + 1 < self.len() && body.len() == line.len()) {
-                return Err(self.stale(format!("row {} is not one line", row + 1)));
-            }
-            Ok(Line(Some(body.strip_suffix(b"\r").unwrap_or(body).to_vec())))
+            let body = body(line, row + 1 == self.len());
+            let body = body.ok_or_else(|| self.stale(format!("row {} is not one line", row + 1)))?;
+            Ok(Line(Some(body.to_vec())))
         })
         .collect()
     }
@@ -195,7 +182,7 @@ impl RowFile {
 
     fn read_bytes(&self, range: Range<u64>) -> Result<Vec<u8>> {
         match &self.bytes {
-            RowBytes::Remote(remote) => remote.0.read(range),
+            RowBytes::Remote(remote) => remote.object.read(range),
             RowBytes::Local(path, file) => {
                 let mut bytes = vec![0; (range.end - range.start) as usize];
                 file.read_exact_at(&mut bytes, range.start).map_err(|e| Error::io("read", path, e))?;
@@ -225,30 +212,12 @@ impl RowFile {
         Ok(starts)
     }
 
-    fn parse_index(&self, text: &[u8]) -> Result<Vec<u64>> {
-        let text = std::str::from_utf8(text).map_err(|_| self.stale("it is not text"))?;
-        let mut offsets: Vec<u64> = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let offset = line.trim().parse().map_err(|_| self.stale(format!("line {} is not a number", number + 1)))?;
-            let follows = offsets.last().map_or(offset == 0, |last| offset > *last);
-            if !follows || offset >= self.size {
-                return Err(self.stale(format!("line {} is no offset into the file", number + 1)));
-            }
-            offsets.push(offset);
-        }
-        if offsets.is_empty() && self.size > 0 {
-            return Err(self.stale("it is empty"));
-        }
-        Ok(offsets)
-    }
-
     fn stale(&self, message: impl std::fmt::Display) -> Error {
         let index = match &self.bytes {
             RowBytes::Local(path, _) => index_path(path).display().to_string(),
-            RowBytes::Remote(remote) => remote.1.as_ref().map(|i| i.uri().to_owned()).unwrap_or_default(),
+            RowBytes::Remote(remote) => remote.index.as_ref().map(|i| i.uri().to_owned()).unwrap_or_default(),
         };
-        let place = self.place();
-        Error::data(format!("'{index}' does not belong to '{place}': {message}; delete it (it is rebuilt in memory)"))
+        stale(index, self.place(), message)
     }
 }
 
@@ -278,7 +247,7 @@ mod tests {
                 }
             }
             assert_eq!(rows.within(3, 50, 0), 3..4);
-            assert_eq!(rows.within(3, 50, rows.bytes_of(&(3..9))), 3..9);
+            assert_eq!(rows.within(3, 50, rows.start(9) - rows.start(3)), 3..9);
             assert_eq!(rows.within(3, 7, u64::MAX / 2), 3..7);
         };
         check();

@@ -19,6 +19,8 @@ use memmap2::Mmap;
 
 use crate::error::{Error, ErrorKind, Result};
 
+use super::index::{body, decode_value, parse, read, stale};
+
 /// Where the line index of a TSV is: the same path with the extension `lineidx`.
 #[must_use]
 pub fn index_path(tsv: &Path) -> PathBuf {
@@ -64,8 +66,8 @@ impl TsvReader {
         let map = if size == 0 { None } else { Some(unsafe { Mmap::map(&file) }) };
         let map = map.transpose().map_err(|e| Error::io("map", &path, e))?;
         let mut reader = TsvReader { path, map, offsets: Vec::new() };
-        reader.offsets = match reader.read_index()? {
-            Some(offsets) => offsets,
+        reader.offsets = match read(&reader.path)? {
+            Some(text) => parse(&text, size).map_err(|why| reader.stale(why))?,
             None => line_starts(reader.bytes()),
         };
         Ok(reader)
@@ -133,12 +135,8 @@ impl TsvReader {
     /// `Data` as [`row`](Self::row), or naming file, row and key when the value is empty or not base64.
     pub fn decode_image(&self, index: usize) -> Result<(String, Vec<u8>)> {
         let row = self.row(index)?;
-        let bytes = STANDARD.decode(row.value).map_err(|e| {
-            self.error(index, format!("key '{}': the image is not valid base64 ({})", row.key, describe(&e)))
-        })?;
-        if bytes.is_empty() {
-            return Err(self.error(index, format!("key '{}': the image is empty", row.key)));
-        }
+        let bytes = decode_value(row.value.as_bytes());
+        let bytes = bytes.map_err(|reason| self.error(index, format!("key '{}': {reason}", row.key)))?;
         Ok((row.key.to_owned(), bytes))
     }
 
@@ -158,50 +156,11 @@ impl TsvReader {
         let bytes = self.bytes();
         let last = index + 1 == self.offsets.len();
         let end = if last { bytes.len() } else { self.offsets[index + 1] as usize };
-        let line = &bytes[start as usize..end];
-        let body = line.strip_suffix(b"\n").unwrap_or(line);
-        // only a wrong index makes a line without its end, or with one inside
-        let mut rest = body;
-        let inner = rest.skip_until(b'\n').is_ok_and(|n| n < body.len() || body.ends_with(b"\n"));
-        if inner || (!last && body.len() == line.len()) {
-            return Err(self.stale(format!("row {} is not one line", index + 1)));
-        }
-        Ok(body.strip_suffix(b"\r").unwrap_or(body))
-    }
-
-    fn read_index(&self) -> Result<Option<Vec<u64>>> {
-        let path = index_path(&self.path);
-        if path == self.path {
-            return Ok(None);
-        }
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Err(self.stale("it is not text")),
-            Err(e) => return Err(Error::io("read", &path, e)),
-        };
-        let mut offsets = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let offset: u64 =
-                line.trim().parse().map_err(|_| self.stale(format!("line {} is not a number", number + 1)))?;
-            let follows = offsets.last().map_or(offset == 0, |last| offset > *last);
-            if !follows || offset >= self.bytes().len() as u64 {
-                return Err(self.stale(format!("line {} is no offset into the file", number + 1)));
-            }
-            offsets.push(offset);
-        }
-        if offsets.is_empty() && !self.bytes().is_empty() {
-            return Err(self.stale("it is empty"));
-        }
-        Ok(Some(offsets))
+        body(&bytes[start as usize..end], last).ok_or_else(|| self.stale(format!("row {} is not one line", index + 1)))
     }
 
     fn stale(&self, message: impl std::fmt::Display) -> Error {
-        Error::data(format!(
-            "'{}' does not belong to '{}': {message}; delete it (it is rebuilt in memory)",
-            index_path(&self.path).display(),
-            self.path.display()
-        ))
+        stale(index_path(&self.path).display(), self.path.display(), message)
     }
 }
 
@@ -215,16 +174,6 @@ fn line_starts(bytes: &[u8]) -> Vec<u64> {
         at += rest.skip_until(b'\n').unwrap_or(rest.len()) as u64;
     }
     starts
-}
-
-/// base64 errors without the offending bytes.
-pub(super) fn describe(error: &base64::DecodeError) -> String {
-    match error {
-        base64::DecodeError::InvalidByte(at, _) => format!("wrong character at position {}", at + 1),
-        base64::DecodeError::InvalidLength(length) => format!("impossible length {length}"),
-        base64::DecodeError::InvalidLastSymbol(at, _) => format!("wrong last character at position {}", at + 1),
-        base64::DecodeError::InvalidPadding => "wrong padding".to_owned(),
-    }
 }
 
 /// The value of an image's row, for writers that encode rows side by side: standard base64.

@@ -4,7 +4,6 @@ use super::World;
 use crate::error::{Error, Result};
 use std::ops::Range;
 use tch::Tensor;
-use tch::kind::Element;
 
 /// The batches of so many rows; the last one may be smaller. Their number does not depend on the processes.
 #[must_use]
@@ -17,25 +16,21 @@ pub fn batches(rows: usize, batch: usize) -> Vec<Range<usize>> {
 ///
 /// # Errors
 /// As [`World::gather`].
-pub fn gather_round<T>(
+pub fn gather_round(
     world: &World,
-    mut own: Vec<T>,
+    mut own: Vec<f32>,
     round: &[Range<usize>],
     (batch, width): (usize, usize),
-) -> Result<Vec<Vec<T>>>
-where
-    T: Element + Clone + Default,
-    Vec<T>: TryFrom<Tensor, Error = tch::TchError>,
-{
+) -> Result<Vec<Vec<f32>>> {
     if world.size() == 1 {
         return Ok(vec![own]);
     }
     // all send the same length, whatever the last batch has
-    own.resize(batch * width, T::default());
+    own.resize(batch * width, 0.0);
     let all = world.gather(&Tensor::from_slice(&own))?;
     let all = all
         .f_view([-1])
-        .and_then(Vec::<T>::try_from)
+        .and_then(Vec::<f32>::try_from)
         .map_err(|e| Error::engine("cannot read a tensor").with_source(e))?;
     let parts = all.chunks(batch * width).zip(round);
     Ok(parts.map(|(values, rows)| values[..rows.len() * width].to_vec()).collect())

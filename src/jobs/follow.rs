@@ -141,7 +141,7 @@ fn one(store: &Store, job: &Job, (task, scratch): (&Task, &Scratch), world: &Wor
         run: (&task.run, &task.step),
         continuation: &task.continuation,
         world,
-        before: None,
+        earlier_output: None,
     };
     execute(&context, &step.parameters).map(drop)
 }

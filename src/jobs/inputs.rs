@@ -4,12 +4,13 @@ use super::finetune::read_training;
 use crate::config::job::{InputSource, Job, Step};
 use crate::config::kinds::{Kind, PortType};
 use crate::config::parameters::Parameters;
+use crate::data::rows::RemoteRows;
 use crate::data::tsv::{companions, index_path};
 use crate::data::{Labels, TextConstants};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::package::read_package;
 use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
-use crate::storage::{RemoteFile, Source, Store, is_remote, local_folder, sha256_file, sha256_hex};
+use crate::storage::{Source, Store, is_remote, local_folder, sha256_file, sha256_hex};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,8 +28,8 @@ pub struct ResolvedInput {
     pub size: u64,
     /// The version, when it is one.
     pub version: Option<Version>,
-    /// The object and its line index, when it stays where it is and is read in ranges; then there is no `path`.
-    pub stream: Option<Box<(RemoteFile, Option<RemoteFile>)>>,
+    /// Rows that stay where they are and are read in ranges; then there is no `path`.
+    pub stream: Option<Box<RemoteRows>>,
 }
 
 impl ResolvedInput {
@@ -126,9 +127,9 @@ pub(super) fn resolve_given(
             _ => Err(Error::internal("it is no input of the step")),
         }?;
         if input.digest != given.digest {
-            let (found, expected) = (input.identity(), &given.digest);
+            let (found, expected) = (&input.digest, &given.digest);
             return Err(Error::data(format!(
-                "'{}' is not what rank 0 has: it is {found}, not {expected}; give all processes the same",
+                "'{}' is not what rank 0 has: its digest is {found}, not {expected}; give all processes the same",
                 input.reference
             )));
         }
@@ -259,7 +260,7 @@ fn streamed(source: &Source) -> Result<Option<ResolvedInput>> {
         digest,
         size: object.size(),
         version: None,
-        stream: Some(Box::new((object, index))),
+        stream: Some(Box::new(RemoteRows { object, index })),
     }))
 }
 
@@ -342,7 +343,7 @@ fn streamed_version(store: &Store, version: Version) -> Result<ResolvedInput> {
         path: PathBuf::new(),
         digest: version.digest.clone(),
         size: version.total_size(),
-        stream: Some(Box::new((object, index))),
+        stream: Some(Box::new(RemoteRows { object, index })),
         version: Some(version),
     })
 }

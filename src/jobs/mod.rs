@@ -56,7 +56,7 @@ pub struct StepContext<'a> {
     /// The processes that do the step together.
     pub world: &'a World,
     /// The newest version of the step's output, where its content can save work; known to the first process only.
-    pub before: Option<Version>,
+    pub earlier_output: Option<Version>,
 }
 
 impl StepContext<'_> {

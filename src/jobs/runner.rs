@@ -260,7 +260,7 @@ impl Runner<'_> {
         let owner =
             if self.options.rerun { format!("{}/{fingerprint}", self.record.run_id) } else { fingerprint.clone() };
         // what another attempt at the same work may go on from, also when it allows or writes something else
-        let continuation = match step.parameters.of_the_work() {
+        let continuation = match step.parameters.for_resuming() {
             Some(parameters) if !self.options.rerun => {
                 self::fingerprint(self.job, name, &Step { parameters, ..step.clone() }, &inputs)
             }
@@ -282,7 +282,7 @@ impl Runner<'_> {
             run: (&self.record.run_id, name),
             continuation: &continuation,
             world: self.world,
-            before: self.before(name, step)?,
+            earlier_output: self.earlier_output(name, step)?,
         };
         if matches!(step.parameters, Parameters::Finetune(_) | Parameters::Embed(_)) {
             announce(self.world, &Task::new(self.job, &context))?;
@@ -317,7 +317,7 @@ impl Runner<'_> {
     }
 
     /// The newest version of what the step makes, where its content can save work; not when everything is to be done again.
-    fn before(&self, name: &str, step: &Step) -> Result<Option<Version>> {
+    fn earlier_output(&self, name: &str, step: &Step) -> Result<Option<Version>> {
         if self.options.rerun || !matches!(&step.parameters, Parameters::Embed(p) if p.reuse) {
             return Ok(None);
         }

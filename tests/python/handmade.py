@@ -69,6 +69,18 @@ def random_tensors(shapes, seed):
 
 
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
+# sizes of an image encoder with the stages of the base model
+FOUR_STAGES = {
+    "PATCH_SIZE": [7, 3, 3, 3],
+    "PATCH_STRIDE": [4, 2, 2, 2],
+    "PATCH_PADDING": [3, 1, 1, 1],
+    "PATCH_PRENORM": [False, True, True, True],
+    "DIM_EMBED": [8, 16, 32, 64],
+    "NUM_HEADS": [1, 2, 4, 8],
+    "NUM_GROUPS": [1, 2, 4, 8],
+    "DEPTHS": [1, 1, 3, 1],
+    "WINDOW_SIZE": 5,
+}
 
 
 def tokenizer(complete=False):

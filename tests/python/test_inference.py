@@ -9,21 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from handmade import config, png, tokenizer, write_package
+from handmade import FOUR_STAGES, config, png, tokenizer, write_package
 from harness import write_tsv
 from reference import Package
 
-FOUR_STAGES = {
-    "PATCH_SIZE": [7, 3, 3, 3],
-    "PATCH_STRIDE": [4, 2, 2, 2],
-    "PATCH_PADDING": [3, 1, 1, 1],
-    "PATCH_PRENORM": [False, True, True, True],
-    "DIM_EMBED": [8, 16, 32, 64],
-    "NUM_HEADS": [1, 2, 4, 8],
-    "NUM_GROUPS": [1, 2, 4, 8],
-    "DEPTHS": [1, 1, 3, 1],
-    "WINDOW_SIZE": 5,
-}
 # grids that windows do not divide, windows larger than the grid, channels that no vector register divides
 CASES = {
     "two stages": {},

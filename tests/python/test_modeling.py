@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from handmade import config, random_state, random_tensors, runtime
+from handmade import FOUR_STAGES, config, random_state, random_tensors, runtime
 from reference import Reference, adapter_logits
 
 modeling = runtime().modeling
@@ -20,17 +20,7 @@ CASES = {
         "NUM_GROUPS": [3],
         "DEPTHS": [2],
     },
-    "four stages as in the base model": {
-        "PATCH_SIZE": [7, 3, 3, 3],
-        "PATCH_STRIDE": [4, 2, 2, 2],
-        "PATCH_PADDING": [3, 1, 1, 1],
-        "PATCH_PRENORM": [False, True, True, True],
-        "DIM_EMBED": [8, 16, 32, 64],
-        "NUM_HEADS": [1, 2, 4, 8],
-        "NUM_GROUPS": [1, 2, 4, 8],
-        "DEPTHS": [1, 1, 3, 1],
-        "WINDOW_SIZE": 5,
-    },
+    "four stages as in the base model": FOUR_STAGES,
     "small patches, groups unlike heads": {"PATCH_SIZE": [3, 2], "PATCH_STRIDE": [2, 2], "PATCH_PADDING": [1, 0], "NUM_GROUPS": [4, 2]},
     "causal text": {"AUTOGRESSIVE": True},
 }

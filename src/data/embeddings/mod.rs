@@ -272,7 +272,7 @@ pub fn read_part(dir: &Path, manifest: &EmbeddingsManifest, part: &PartEntry) ->
 /// # Errors
 /// As [`read`].
 pub fn read_hashes(dir: &Path, part: &PartEntry) -> Result<Vec<String>> {
-    part::read_texts(&dir.join(&part.file), "sha256")
+    part::read_hashes(&dir.join(&part.file))
 }
 
 /// Reads the embeddings in `dir` from the Parquet files and checks them against the manifest.

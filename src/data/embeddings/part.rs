@@ -191,35 +191,33 @@ pub(super) fn read(path: &Path, dim: usize) -> Result<(Option<String>, Part)> {
     Ok((space, part))
 }
 
-/// One column of text of a file, without reading the others.
-pub(super) fn read_texts(path: &Path, column: &str) -> Result<Vec<String>> {
-    let builder = open(path)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), [column]);
-    let mut texts = Vec::new();
-    for batch in builder.with_projection(mask).build().map_err(|e| damaged(path, e))? {
-        let batch = batch.map_err(|e| damaged(path, e))?;
-        take_texts(&batch, column, &mut texts)
-            .ok_or_else(|| Error::data(format!("'{}' has no usable column '{column}'", path.display())))?;
-    }
-    Ok(texts)
+/// What the vectors of a file share, and the place and key of each row, without the vectors.
+pub(super) fn read_keys(path: &Path) -> Result<(Option<Space>, Vec<u64>, Vec<String>)> {
+    let space = open(path)?.schema().metadata().get(SPACE_KEY).and_then(|json| serde_json::from_str(json).ok());
+    let (mut rows, mut names) = (Vec::new(), Vec::new());
+    read_columns(path, &["row", "Name"], |batch| {
+        take_rows(batch, &mut rows)?;
+        take_texts(batch, "Name", &mut names)
+    })?;
+    Ok((space, rows, names))
 }
 
-/// What the vectors of a file share.
-pub(super) fn read_space(path: &Path) -> Result<Option<Space>> {
-    Ok(open(path)?.schema().metadata().get(SPACE_KEY).and_then(|json| serde_json::from_str(json).ok()))
+/// The SHA-256 of each row's image.
+pub(super) fn read_hashes(path: &Path) -> Result<Vec<String>> {
+    let mut hashes = Vec::new();
+    read_columns(path, &["sha256"], |batch| take_texts(batch, "sha256", &mut hashes))?;
+    Ok(hashes)
 }
 
-/// The place of each row of a file in its dataset.
-pub(super) fn read_rows(path: &Path) -> Result<Vec<u64>> {
+/// Gives batches of some columns to `take`, which says when one is not what it should be.
+fn read_columns(path: &Path, columns: &[&str], mut take: impl FnMut(&RecordBatch) -> Option<()>) -> Result<()> {
     let builder = open(path)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), ["row"]);
-    let mut rows = Vec::new();
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     for batch in builder.with_projection(mask).build().map_err(|e| damaged(path, e))? {
-        let batch = batch.map_err(|e| damaged(path, e))?;
-        take_rows(&batch, &mut rows)
-            .ok_or_else(|| Error::data(format!("'{}' has no usable column 'row'", path.display())))?;
+        let wrong = || Error::data(format!("'{}' has no usable columns {}", path.display(), columns.join(", ")));
+        take(&batch.map_err(|e| damaged(path, e))?).ok_or_else(wrong)?;
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn take_rows(batch: &RecordBatch, into: &mut Vec<u64>) -> Option<()> {

@@ -78,9 +78,8 @@ impl EmbeddingsWriter {
     pub fn add(&mut self, bad: Vec<BadRow>) -> Result<()> {
         let path = self.next_path();
         let dim = self.manifest.space.dim;
-        let names = part::read_texts(&path, "Name")?;
-        let rows = part::read_rows(&path)?;
-        if part::read_space(&path)?.as_ref() != Some(&self.manifest.space) {
+        let (space, rows, names) = part::read_keys(&path)?;
+        if space.as_ref() != Some(&self.manifest.space) {
             return Err(Error::internal(format!("'{}' was made by another model or program", path.display())));
         }
         let mut keep = vec![true; names.len()];

@@ -155,6 +155,6 @@ fn prepare(row: u64, line: &Line, contract: &PixelContract, places: Option<&Plac
     match catch_unwind(AssertUnwindSafe(|| contract.load(&image, &mut pixels))) {
         Ok(Ok(())) => (Item::Vector(Vector { row, key, hash, known: false }), pixels),
         Ok(Err(error)) => bad((Some(key), error.to_string())),
-        Err(_) => bad((Some(key), "the image's decoder failed on it".to_owned())),
+        Err(_) => bad((Some(key), "the decoder failed on the image: convert or replace it".to_owned())),
     }
 }

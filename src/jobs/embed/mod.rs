@@ -5,7 +5,7 @@
 //!   comes out is the same to the byte, however often the work was interrupted and by how many processes it was done.
 //! - **A bad row concerns itself alone:** it is in the ledger, with the reason, and all others are in their places. More bad rows than
 //!   the job allows end it, with nothing published.
-//! - Memory does not grow with the dataset, but for its index and 24 bytes a row.
+//! - Memory holds the rows in work and, of all others, what docs/data.md says: their offsets, and hashes of their keys.
 //!
 //! Several processes take the shards in turn; the first one puts the output together.
 
@@ -16,7 +16,7 @@ mod shards;
 
 use super::{Artifact, Produced, StepContext};
 use crate::CODE_VERSION;
-use crate::config::embedding::{EmbedForm, EmbedParameters, EmbedPrecision};
+use crate::config::embedding::{EmbedForm, EmbedParameters};
 use crate::data::Labels;
 use crate::data::embeddings::{
     BadRow, EmbeddingsManifest, EmbeddingsWriter, FORMAT_VERSION, LEDGER, Part, Reused, Space, TEXTS, Texts,
@@ -24,7 +24,7 @@ use crate::data::embeddings::{
 use crate::data::rows::RowFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::imaging::PIXELS_VERSION;
-use crate::infer::{Encoder, InferencePrecision, device, model_config};
+use crate::infer::{Encoder, device, model_config};
 use crate::registry::{AssetKind, folder_files};
 use crate::storage::sha256_hex;
 use crate::telemetry::stop::StopSignal;
@@ -47,17 +47,13 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     pixels.jpeg_quality = parameters.image_standardization_jpeg_compression_ratio.unwrap_or(pixels.jpeg_quality);
     pixels.standard_size = parameters.image_standardization_image_size.unwrap_or(pixels.standard_size);
     let device = device::select(context.compute)?;
-    let precision = match parameters.precision {
-        EmbedPrecision::F32 => InferencePrecision::F32,
-        // what is really computed in
-        EmbedPrecision::Bf16 => InferencePrecision::Bf16.on(device),
-    };
     let space = Space {
         dim: model_config(&package)?.projection as usize,
         model_reference: context.input("mlflow_model_path")?.origin(),
         model_digest: package.encoder_digest(),
         pixels: package.config.pixels.to_json()?,
-        precision: precision.name().to_owned(),
+        // what is really computed in
+        precision: parameters.precision.on(device).name().to_owned(),
         pixels_version: PIXELS_VERSION,
         code_version: CODE_VERSION.to_owned(),
     };
@@ -72,7 +68,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     let labels = labels.map(Labels::read).transpose()?;
     let (mut speed, mut texts) = (Speed::default(), None);
     if !own.is_empty() || labels.is_some() {
-        let encoder = Encoder::load_with(&package, device, precision)?;
+        let encoder = Encoder::load_with(&package, device, parameters.precision)?;
         texts = labels.map(|labels| job.texts(&work, &encoder, &labels)).transpose()?;
         speed = job.compute(&work, (&own, &mut done), (&encoder, &signal))?;
     }
@@ -90,7 +86,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
 fn open(context: &StepContext<'_>) -> Result<RowFile> {
     let input = context.input("image_tsv")?;
     match &input.stream {
-        Some(stream) => RowFile::remote(stream.0.clone(), stream.1.clone()),
+        Some(remote) => RowFile::remote((**remote).clone()),
         None => RowFile::open(&input.path),
     }
 }
@@ -131,10 +127,9 @@ impl Job<'_> {
             serde_json::from_slice(&told).map_err(|e| Error::internal("cannot read a plan").with_source(e))?;
         let work = Work::new(self.context, folder, self.images.len(), plan)?;
         if !work.plan.is_of(self.space, device) {
-            let precision = &self.space.precision;
+            let (precision, theirs) = (&self.space.precision, work.plan.how());
             return Err(Error::config(format!(
-                "this process computes in {precision} on {device}, rank 0 in {} otherwise: give all processes alike machines",
-                work.plan.space.precision
+                "this process computes in {precision} on {device}, rank 0 {theirs}: give all processes machines that are alike"
             )));
         }
         Ok((work, done, todo))
@@ -243,7 +238,11 @@ impl Job<'_> {
             return Err(Error::data(format!("'{}' has no image that can be used", self.images.place())));
         }
         if manifest.bad_rows > 0 {
-            tracing::warn!(bad = manifest.bad_rows, rows = manifest.rows, "some images cannot be used: see the ledger");
+            tracing::warn!(
+                bad = manifest.bad_rows,
+                rows = manifest.rows,
+                "some images cannot be used: bad_images.jsonl in the output says which and why"
+            );
         }
         let mut metrics = speed.to_json();
         metrics["rows"] = json!(manifest.rows);

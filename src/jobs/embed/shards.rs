@@ -39,6 +39,11 @@ impl Plan {
     pub(super) fn is_of(&self, space: &Space, device: &str) -> bool {
         self.space == *space && self.device == device
     }
+
+    /// How the vectors are computed, for messages.
+    pub(super) fn how(&self) -> String {
+        format!("with {} in {} on {}", self.space.model_reference, self.space.precision, self.device)
+    }
 }
 
 /// What became of a shard.
@@ -87,20 +92,15 @@ impl Work {
         (space, device): (&Space, &str),
     ) -> Result<Work> {
         let key = format!("{}/plan.json", checkpoint::folder(context.continuation));
-        let found = read::<Plan>(context.store, &key)?.filter(|plan| plan.format_version == FORMAT_VERSION);
-        if let Some(plan) = found.as_ref().filter(|plan| !plan.is_of(space, device)) {
-            let (theirs, ours) = (&plan.space.precision, &space.precision);
-            tracing::warn!(
-                "an earlier run computed in {theirs} on {}, this one in {ours} on {device}: it begins anew",
-                plan.device
-            );
-        }
-        let plan = match found.filter(|plan| plan.is_of(space, device)) {
-            Some(plan) => plan,
-            None => {
-                let earlier = context.before.as_ref().map(Version::reference);
+        let plan = match read::<Plan>(context.store, &key)?.filter(|plan| plan.format_version == FORMAT_VERSION) {
+            Some(plan) if plan.is_of(space, device) => plan,
+            other => {
+                let earlier = context.earlier_output.as_ref().map(Version::reference);
                 let (id, space, device) = (uuid::Uuid::new_v4().to_string(), space.clone(), device.to_owned());
                 let plan = Plan { format_version: FORMAT_VERSION, id, shard_rows, space, device, earlier };
+                if let Some(other) = other {
+                    tracing::warn!("an earlier run computed {}, this one {}: it begins anew", other.how(), plan.how());
+                }
                 write(context.store, &key, &plan)?;
                 plan
             }
