@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import stat
 import subprocess
 import sys
 import tempfile
@@ -158,9 +159,14 @@ class Folder:
         return {}
 
     def sizes(self, prefix):
-        top = self.folder / prefix
-        found = (path for path in top.rglob("*") if path.is_file())
-        return {path.relative_to(top).as_posix(): path.stat().st_size for path in found}
+        top, found = self.folder / prefix, {}
+        for path in top.rglob("*"):
+            # a file may get another name or go while this looks
+            with contextlib.suppress(FileNotFoundError):
+                about = path.stat()
+                if stat.S_ISREG(about.st_mode):
+                    found[path.relative_to(top).as_posix()] = about.st_size
+        return found
 
     def read(self, key):
         return (self.folder / key).read_bytes()
