@@ -19,6 +19,8 @@ pub mod mix;
 pub mod operation;
 pub mod pixels;
 pub mod resize;
+#[cfg(target_arch = "x86_64")]
+mod resize_avx2;
 pub mod rng;
 pub mod standardise;
 mod tiff;

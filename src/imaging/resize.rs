@@ -9,15 +9,19 @@
 //! must agree with this module under every version resizes one axis at a time: first to (width, old height), then to
 //! (width, height).
 
+use std::ops::Range;
+
 use super::decode::RgbImage;
+#[cfg(target_arch = "x86_64")]
+use super::resize_avx2 as avx2;
 use crate::error::{Error, Result};
 
 /// Fractional bits of the weights: a byte, the sign and one bit for overshoot leave 22 of 32.
-const PRECISION_BITS: u32 = 32 - 8 - 2;
-const HALF: i32 = 1 << (PRECISION_BITS - 1);
+pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
+pub(super) const HALF: i32 = 1 << (PRECISION_BITS - 1);
 const SUPPORT: f64 = 2.0;
 /// Bytes of a row that the vertical pass sums up at a time: as many sums as fit in registers.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 
 /// Resizes the whole image to `width` x `height` pixels. A side of 0 is taken as 1.
 #[must_use]
@@ -57,10 +61,11 @@ pub fn resize_cropped(image: &RgbImage, crop: [usize; 4], width: usize, height: 
 }
 
 /// A rectangle of an image.
-struct View<'a> {
-    pixels: &'a [u8],
+pub(super) struct View<'a> {
+    /// From its first pixel to the image's last.
+    pub(super) pixels: &'a [u8],
     /// Bytes from a row to the next.
-    stride: usize,
+    pub(super) stride: usize,
     width: usize,
     height: usize,
 }
@@ -76,8 +81,15 @@ impl<'a> View<'a> {
         Ok(View { pixels: &image.pixels()[y * stride + x * 3..], stride, width, height })
     }
 
-    fn row(&self, y: usize) -> &'a [u8] {
+    pub(super) fn row(&self, y: usize) -> &'a [u8] {
         &self.pixels[y * self.stride..][..self.width * 3]
+    }
+
+    /// A copy of some rows.
+    fn rows(&self, needed: Range<usize>) -> Vec<u8> {
+        let mut pixels = Vec::with_capacity(needed.len() * self.width * 3);
+        needed.for_each(|y| pixels.extend_from_slice(self.row(y)));
+        pixels
     }
 }
 
@@ -102,45 +114,28 @@ struct Passes {
 
 impl Passes {
     fn run(&self, view: &View<'_>) -> Vec<u8> {
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has the instructions
-            return unsafe { self.run_avx2(view) };
-        }
-        self.run_plain(view)
+        self.run_in(view, wide_registers() && self.columns.len() * 3 >= BLOCK)
     }
 
-    /// The same arithmetic on integers, compiled for wider registers: twice as fast.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn run_avx2(&self, view: &View<'_>) -> Vec<u8> {
-        self.run_plain(view)
-    }
-
-    #[inline(always)]
-    fn run_plain(&self, view: &View<'_>) -> Vec<u8> {
+    /// In wide registers, which the processor must have, or without.
+    fn run_in(&self, view: &View<'_>, wide: bool) -> Vec<u8> {
         let needed = if self.vertical { self.rows.input_range() } else { 0..view.height };
-        let first = needed.start;
-        let mut pixels = Vec::new();
-        if self.horizontal {
-            let width = self.columns.bounds.len() * 3;
-            pixels.resize(needed.len() * width, 0);
-            // one byte more, since the pass reads pixels as four bytes
-            let mut line = vec![0; view.width * 3 + 1];
-            for (output, y) in pixels.chunks_exact_mut(width).zip(needed) {
-                line[..view.width * 3].copy_from_slice(view.row(y));
-                resize_row(&line, &self.columns, output);
-            }
-        } else {
-            pixels.reserve_exact(needed.len() * view.width * 3);
-            needed.for_each(|y| pixels.extend_from_slice(view.row(y)));
-        }
-        if self.vertical { resize_columns(&pixels, self.columns.bounds.len() * 3, first, &self.rows) } else { pixels }
+        let (first, width) = (needed.start, self.columns.len() * 3);
+        let pixels = if self.horizontal { resize_rows(view, needed, &self.columns, wide) } else { view.rows(needed) };
+        if self.vertical { resize_columns(&pixels, width, first, (&self.rows, wide)) } else { pixels }
     }
 }
 
+/// Whether the processor has the instructions that the passes in wide registers are made of.
+fn wide_registers() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
 /// For each output position the inputs that it reads and their weights.
-struct Kernel {
+pub(super) struct Kernel {
     /// (first input, number of inputs) of each output.
     bounds: Vec<(usize, usize)>,
     /// `stride` weights for each output, of which the first `bounds.1` count.
@@ -179,15 +174,26 @@ impl Kernel {
         kernel
     }
 
+    /// Outputs.
+    pub(super) fn len(&self) -> usize {
+        self.bounds.len()
+    }
+
+    /// The most inputs that an output has.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn most_inputs(&self) -> usize {
+        self.bounds.iter().map(|&(_, count)| count).max().unwrap_or(0)
+    }
+
     /// The inputs that any output reads.
-    fn input_range(&self) -> std::ops::Range<usize> {
+    fn input_range(&self) -> Range<usize> {
         let first = self.bounds.first().map_or(0, |b| b.0);
         let end = self.bounds.last().map_or(0, |b| b.0 + b.1);
         first..end
     }
 
     /// For each output: its first input and its weights.
-    fn outputs(&self) -> impl Iterator<Item = (usize, &[i32])> {
+    pub(super) fn outputs(&self) -> impl Iterator<Item = (usize, &[i32])> {
         self.bounds.iter().zip(self.weights.chunks_exact(self.stride)).map(|(&(first, n), w)| (first, &w[..n]))
     }
 }
@@ -213,26 +219,44 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// `line` has one byte more than its pixels.
-#[inline(always)]
-fn resize_row(line: &[u8], kernel: &Kernel, output: &mut [u8]) {
-    for ((first, weights), pixel) in kernel.outputs().zip(output.chunks_exact_mut(3)) {
-        let inputs = &line[first * 3..(first + weights.len()) * 3 + 1];
-        let mut sums = [HALF; 4];
-        for (bytes, &weight) in inputs.windows(4).step_by(3).zip(weights) {
-            for (sum, &byte) in sums.iter_mut().zip(bytes) {
-                *sum += i32::from(byte) * weight;
-            }
-        }
-        let bytes = sums.map(to_byte);
-        pixel.copy_from_slice(&bytes[..3]);
+/// The horizontal pass over some rows.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+fn resize_rows(view: &View<'_>, needed: Range<usize>, kernel: &Kernel, wide: bool) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if wide {
+        // SAFETY: the processor has the instructions
+        return unsafe { avx2::resize_rows(view, needed, kernel) };
     }
+    let width = kernel.len() * 3;
+    let mut pixels = vec![0; needed.len() * width];
+    // one byte more, since a pixel is read as four bytes
+    let mut line = vec![0; view.width * 3 + 1];
+    for (output, y) in pixels.chunks_exact_mut(width).zip(needed) {
+        line[..view.width * 3].copy_from_slice(view.row(y));
+        for ((first, weights), pixel) in kernel.outputs().zip(output.chunks_exact_mut(3)) {
+            let inputs = &line[first * 3..(first + weights.len()) * 3 + 1];
+            let mut sums = [HALF; 4];
+            for (bytes, &weight) in inputs.windows(4).step_by(3).zip(weights) {
+                for (sum, &byte) in sums.iter_mut().zip(bytes) {
+                    *sum += i32::from(byte) * weight;
+                }
+            }
+            let bytes = sums.map(to_byte);
+            pixel.copy_from_slice(&bytes[..3]);
+        }
+    }
+    pixels
 }
 
-/// `pixels` begin at input row `first`. Sums up a block of columns at a time, so that the sums stay in registers.
-#[inline(always)]
-fn resize_columns(pixels: &[u8], stride: usize, first: usize, kernel: &Kernel) -> Vec<u8> {
-    let mut output = vec![0; stride * kernel.bounds.len()];
+/// The vertical pass. `pixels` begin at input row `first`. Sums up a block of columns at a time, so that the sums stay in registers.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+fn resize_columns(pixels: &[u8], stride: usize, first: usize, (kernel, wide): (&Kernel, bool)) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if wide {
+        // SAFETY: the processor has the instructions
+        return unsafe { avx2::resize_columns(pixels, stride, first, kernel) };
+    }
+    let mut output = vec![0; stride * kernel.len()];
     for ((start, weights), row) in kernel.outputs().zip(output.chunks_exact_mut(stride)) {
         let inputs = &pixels[(start - first) * stride..];
         for (block, out) in row.chunks_mut(BLOCK).enumerate() {
@@ -287,12 +311,24 @@ mod tests {
     #[test]
     fn wider_registers_give_the_same_bytes() {
         let image = RgbImage::new(61, 53, (0..61 * 53 * 3).map(|i| (i * 97 % 256) as u8).collect()).unwrap();
-        for (width, height) in [(32, 32), (61, 20), (20, 53), (61, 53), (100, 90), (7, 1)] {
-            let columns = Kernel::new(61, 0.0, 61.0, width);
-            let rows = Kernel::new(53, 0.0, 53.0, height);
-            let passes = Passes { columns, rows, horizontal: width != 61, vertical: height != 53 };
-            assert!(passes.run(&View::of(&image)) == passes.run_plain(&View::of(&image)));
+        let noise =
+            RgbImage::new(61, 53, image.pixels().iter().map(|&v| if v & 4 == 0 { 0 } else { 255 }).collect()).unwrap();
+        for image in [image, noise] {
+            // of sizes that fill registers and that do not, down to one that is too small for them, and of parts of the image
+            for (width, height) in
+                [(32, 32), (61, 20), (20, 53), (61, 53), (100, 90), (11, 3), (12, 1), (7, 1), (300, 2)]
+            {
+                for [x, y, w, h] in [[0, 0, 61, 53], [0, 0, 61, 50], [5, 7, 50, 46], [60, 52, 1, 1], [58, 1, 3, 6]] {
+                    let (columns, rows) = (Kernel::new(w, 0.0, w as f32, width), Kernel::new(h, 0.0, h as f32, height));
+                    let passes = Passes { columns, rows, horizontal: width != w, vertical: height != h };
+                    let view = View::cropped(&image, [x, y, w, h]).unwrap();
+                    assert!(passes.run(&view) == passes.run_in(&view, false), "{width} x {height} of {w} x {h}");
+                }
+            }
         }
+        // so many inputs for each output that a sum of low parts alone wraps
+        let long = RgbImage::new(60_000, 1, vec![255; 180_000]).unwrap();
+        assert!(resize_bicubic(&long, 12, 1).pixels().iter().all(|&v| v == 255));
     }
 
     #[test]
