@@ -89,7 +89,7 @@ class Trainings:
         inputs = {"mlflow_model_path": "model:bench@latest", "label_file": "labels.txt", "conf_files": "train.yaml"}
         inputs |= {"image_tsv": "images.tsv", "text_tsv": "texts.tsv", "eval_image_tsv": "few_images.tsv", "eval_text_tsv": "few_texts.tsv"}
         # the contrast of all rows, so that what is computed does not depend on the number of processes
-        job = {"version": 1, "kind": "Finetune", "name": "bench", "compute": {"device": "cpu"} | compute, "inputs": inputs, "parameters": {"seed": 1, "contrastive_batch": "total"}}
+        job = {"version": 1, "kind": "Finetune", "name": "bench", "compute": {"device": "cpu"} | compute, "inputs": inputs, "parameters": {"seed": 1, "contrastive_batch": "total", "repeated": "allow"}}
         (self.folder / "job.yaml").write_text(yaml.safe_dump(job))
         before = self.network.sent()
         done = subprocess.run([*self.network.enter, self.medtune, "--store", str(store), "run", str(self.folder / "job.yaml")], capture_output=True, text=True)

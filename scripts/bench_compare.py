@@ -189,7 +189,7 @@ def data_wait(arguments, model, folder, device):
         "name": "bench",
         "compute": {"device": device, "threads": arguments.threads},
         "inputs": inputs,
-        "parameters": {"seed": 1},
+        "parameters": {"seed": 1, "repeated": "allow"},
         "outputs": {"save_dir": "bench-training", "mlflow_model_folder": "bench-tuned"},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))

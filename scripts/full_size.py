@@ -42,7 +42,7 @@ TRAINING = {
 
 def rows(name, count):
     """[(key, JPEG, text row)] of made-up images."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(count)
     for n in range(count):
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((512, 512)).save(file, "JPEG", quality=95)

@@ -90,6 +90,17 @@ pub enum OnNonFinite {
     Skip,
 }
 
+/// What becomes of images that training and evaluation have both, by their keys or their contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InTwoSets {
+    /// An error: what is measured on them was learned from them.
+    #[default]
+    Error,
+    /// They stay; a warning says how many there are.
+    Allow,
+}
+
 /// The texts that a training image is paired with: a list, or the name of one of [`prompts`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -191,6 +202,8 @@ pub struct FinetuneParameters {
     pub keep_checkpoints: usize,
     /// Training images are rotated by up to this many degrees either way.
     pub rotation: f64,
+    /// What becomes of validation images that are training images too, or those that kNN compares with.
+    pub repeated: InTwoSets,
     /// Keys that replace those of the training configuration, e.g. `MAX_NUM_EPOCHS: 3`.
     pub training: BTreeMap<String, serde_json::Value>,
 }
@@ -205,6 +218,7 @@ impl Default for FinetuneParameters {
             on_non_finite: OnNonFinite::default(),
             keep_checkpoints: 2,
             rotation: 0.0,
+            repeated: InTwoSets::default(),
             training: BTreeMap::new(),
         }
     }
@@ -253,6 +267,8 @@ pub struct AdapterParameters {
     pub track_metric: TrackMetric,
     /// Seed of the weights and the order of rows.
     pub seed: u64,
+    /// What becomes of validation images that are training images too.
+    pub repeated: InTwoSets,
 }
 
 impl Default for AdapterParameters {
@@ -266,6 +282,7 @@ impl Default for AdapterParameters {
             max_epochs: 10,
             track_metric: TrackMetric::Acc,
             seed: 42,
+            repeated: InTwoSets::default(),
         }
     }
 }
@@ -321,11 +338,13 @@ pub(super) fn one_label(key: &str, template: &str) -> Result<()> {
 pub struct EvaluateParameters {
     /// Neighbours of the kNN classifier.
     pub knn: usize,
+    /// What becomes of test images that are training or validation images too.
+    pub repeated: InTwoSets,
 }
 
 impl Default for EvaluateParameters {
     fn default() -> Self {
-        EvaluateParameters { knn: 64 }
+        EvaluateParameters { knn: 64, repeated: InTwoSets::default() }
     }
 }
 

@@ -94,6 +94,14 @@ impl ImageTextPairs {
         self.images.decode_image(index)
     }
 
+    /// The key and the value of an image as it stands in the file, base64.
+    ///
+    /// # Errors
+    /// `Data`, naming file and row.
+    pub(super) fn encoded(&self, index: usize) -> Result<(&str, &[u8])> {
+        self.images.split(index)
+    }
+
     /// The text rows, in the order of the files.
     #[must_use]
     pub fn rows(&self) -> &[TextRow] {

@@ -35,6 +35,8 @@ pub fn companions(name: &str) -> Vec<String> {
     is_tsv.then(|| index_path(path).to_string_lossy().into_owned()).into_iter().collect()
 }
 
+const NOT_TEXT: &str = "not valid UTF-8";
+
 /// One row of a TSV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
@@ -96,15 +98,21 @@ impl TsvReader {
     /// # Errors
     /// `Data`, naming file and row: no such row, no tab, empty key, invalid UTF-8, or an index that does not fit the file.
     pub fn row(&self, index: usize) -> Result<Row<'_>> {
+        let (key, value) = self.split(index)?;
+        let value = std::str::from_utf8(value).map_err(|_| self.error(index, NOT_TEXT))?;
+        Ok(Row { key, value })
+    }
+
+    /// The same, without a look at the value.
+    pub(super) fn split(&self, index: usize) -> Result<(&str, &[u8])> {
         let line = self.line(index)?;
         let tab = line.iter().position(|&b| b == b'\t');
         let tab = tab.ok_or_else(|| self.error(index, "no tab between key and value"))?;
-        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| self.error(index, "not valid UTF-8"));
-        let (key, value) = (text(&line[..tab])?, text(&line[tab + 1..])?);
+        let key = std::str::from_utf8(&line[..tab]).map_err(|_| self.error(index, NOT_TEXT))?;
         if key.is_empty() {
             return Err(self.error(index, "the key before the tab is empty"));
         }
-        Ok(Row { key, value })
+        Ok((key, &line[tab + 1..]))
     }
 
     /// All rows in order.

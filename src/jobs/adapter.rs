@@ -1,9 +1,9 @@
 //! Adapter: a small network on frozen embeddings, the best epoch kept.
 
 use super::labelled::LabelledEmbeddings;
-use super::{Artifact, Produced, StepContext};
+use super::{Artifact, Produced, StepContext, leakage};
 use crate::config::parameters::{AdapterParameters, TrackMetric};
-use crate::data::Labels;
+use crate::data::{Labels, overlap};
 use crate::error::{Error, Result};
 use crate::evaluation::{Labelled, Method, Scores, evaluate_method};
 use crate::imaging::SampleRng;
@@ -42,6 +42,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AdapterParameters) -> 
     )?;
     let names = ("train_embeddings", "validation_embeddings");
     train.embeddings.manifest.same_space(&validation.embeddings.manifest, names)?;
+    let overlap = overlap::of_embeddings(&validation.embeddings.table, &train.embeddings.table);
+    leakage::check(overlap, (names.1, names.0), parameters.repeated)?;
     let dim = train.embeddings.dim();
     if let Some(channels) = parameters.input_channels.filter(|c| *c != dim) {
         return Err(Error::config(format!(

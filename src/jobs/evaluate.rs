@@ -2,10 +2,10 @@
 
 use super::labelled::LabelledEmbeddings;
 use super::predict::Head;
-use super::{Artifact, Produced, StepContext};
+use super::{Artifact, Produced, StepContext, leakage};
 use crate::config::parameters::EvaluateParameters;
-use crate::data::Labels;
 use crate::data::embeddings::Embeddings;
+use crate::data::{Labels, overlap};
 use crate::error::{Error, Result};
 use crate::evaluation::{
     Bank, Labelled, Method, MethodReport, Scores, evaluate_method, knn_scores, render_markdown, render_text,
@@ -30,7 +30,10 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
     let (validation, train) = (read("validation")?, read("train")?);
     for (name, other) in [("validation_embeddings", &validation), ("train_embeddings", &train)] {
         if let Some(other) = other {
-            test.embeddings.manifest.same_space(&other.embeddings.manifest, ("test_embeddings", name))?;
+            let names = ("test_embeddings", name);
+            test.embeddings.manifest.same_space(&other.embeddings.manifest, names)?;
+            let overlap = overlap::of_embeddings(&test.embeddings.table, &other.embeddings.table);
+            leakage::check(overlap, names, parameters.repeated)?;
         }
     }
     let mut reports = Vec::new();

@@ -1,10 +1,10 @@
 //! Finetune: the base package's model, trained on an institution's images, as a package of the same layout.
 
-use super::{Artifact, Produced, ResolvedInput, StepContext, models};
-use crate::config::parameters::FinetuneParameters;
+use super::{Artifact, Produced, ResolvedInput, StepContext, leakage, models};
+use crate::config::parameters::{FinetuneParameters, InTwoSets};
 use crate::config::training::{self, Parsed, TrainingConfig};
 use crate::config::{apply_overrides, read_yaml};
-use crate::data::{ImageTextPairs, Labels};
+use crate::data::{ImageTextPairs, Labels, overlap};
 use crate::error::{Context, Error, Result};
 use crate::imaging::Augmentation;
 use crate::infer::{Encoder, check_vocabulary, device, model_config};
@@ -37,7 +37,7 @@ pub(super) struct Sets {
 pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) -> Result<Produced> {
     let base = context.package("mlflow_model_path")?;
     let config = training_config(context, parameters, &base)?;
-    let sets = read_sets(context, &config)?;
+    let sets = read_sets(context, &config, parameters.repeated)?;
 
     let device = device::select(context.compute)?;
     let world = context.world;
@@ -153,8 +153,13 @@ pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Res
 }
 
 /// Reads and checks the TSVs, before any model is loaded.
-fn read_sets(context: &StepContext<'_>, config: &TrainingConfig) -> Result<Sets> {
+fn read_sets(context: &StepContext<'_>, config: &TrainingConfig, repeated: InTwoSets) -> Result<Sets> {
     let sets = open_sets(context.inputs, config)?;
+    let others = [("image_tsv", Some(&sets.train)), ("eval_train_image_tsv", sets.reference.as_ref())];
+    for (name, other) in others {
+        let overlap = other.map(|other| overlap::of_pairs(&sets.validation, other)).transpose()?;
+        leakage::check(overlap.flatten(), ("eval_image_tsv", name), repeated)?;
+    }
     for pairs in [Some(&sets.train), Some(&sets.validation), sets.reference.as_ref()].into_iter().flatten() {
         pairs.validate_images()?;
     }

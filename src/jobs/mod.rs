@@ -13,6 +13,7 @@ mod finetune;
 mod follow;
 mod inputs;
 mod labelled;
+mod leakage;
 pub mod models;
 pub mod predict;
 mod prepare;

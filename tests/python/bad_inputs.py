@@ -78,7 +78,7 @@ class Bench:
     def finetune(self, parameters=(), **inputs):
         pairs = {"image_tsv": self.images, "text_tsv": self.texts, "eval_image_tsv": self.images, "eval_text_tsv": self.texts}
         rest = {"label_file": self.labels, "conf_files": self.training, "mlflow_model_path": "model:base@1"}
-        return step("Finetune", pairs | rest | inputs, parameters)
+        return step("Finetune", pairs | rest | inputs, {"repeated": "allow"} | dict(parameters))
 
     def embed(self, parameters=(), **inputs):
         return step("Embed", {"image_tsv": self.images, "mlflow_model_path": "model:base@1"} | inputs, parameters)
@@ -86,7 +86,7 @@ class Bench:
     def adapter(self, parameters=(), **inputs):
         parts = ("train", "validation")
         good = {f"{p}_embeddings": "data:vectors@1" for p in parts} | {f"{p}_text_tsv": self.texts for p in parts}
-        small = {"hidden_dimensions": 8, "max_epochs": 1}
+        small = {"hidden_dimensions": 8, "max_epochs": 1, "repeated": "allow"}
         return step("Adapter", good | {"label_file": self.labels} | inputs, small | dict(parameters))
 
     def assemble(self, parameters=(), **inputs):
@@ -254,6 +254,24 @@ def bad_base64_in_embed(bench, folder, which):
 def base64_cut_short(bench, folder):
     path, key = damaged_row(bench, folder, lambda b: base64.b64encode(b).decode()[:-3])
     return bench.embed(image_tsv=path), (path, f"row {ROWS}", key, "base64")
+
+
+# 3b. images that are in two sets
+
+
+@case(DATA, "Finetune", "Adapter", "Evaluate")
+def an_image_in_two_sets(bench, folder, kind):
+    key = image_rows()[0][0]
+    if kind == "Finetune":
+        # the same image under another name
+        rows = [(f"other/{key}", image_rows()[-1][1])]
+        images, texts = write_tsv(folder / "images.tsv", rows), write_tsv(folder / "texts.tsv", [(f"other/{key}", text_rows()[-1][1])])
+        job = bench.finetune({"repeated": "error"}, eval_image_tsv=images, eval_text_tsv=texts)
+        return job, ("1 image is in eval_image_tsv and in image_tsv", f"other/{key}", image_rows()[-1][0], "parameters.repeated")
+    if kind == "Adapter":
+        return bench.adapter({"repeated": "error"}), (f"{ROWS} images", "validation_embeddings", "train_embeddings", key)
+    job = bench.evaluate(train_embeddings="data:vectors@1", train_text_tsv=bench.texts)
+    return job, (f"{ROWS} images", "test_embeddings", "train_embeddings", key)
 
 
 # 4. a truncated JPEG
