@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,12 @@ KNN = 7
 
 # files that take longest, which begin first where several run side by side
 LONGEST = ("test_mlflow_server", "test_store_pipeline", "test_package", "test_training", "test_watch", "test_store_inputs")
+
+
+def pytest_configure():
+    # whoever runs the tests in the background of a shell may ignore SIGINT, and so would all that is started here
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

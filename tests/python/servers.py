@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import stat
+import os
 import subprocess
 import sys
 import tempfile
@@ -91,6 +91,12 @@ class S3:
         found = (entry for page in pages for entry in page.get("Contents", []))
         return {entry["Key"].removeprefix(f"{prefix}/"): entry["Size"] for entry in found}
 
+    def folders(self, prefix):
+        """The names of the folders directly below a folder."""
+        self._client = self._client or self.client()
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{prefix}/", Delimiter="/")
+        return {entry["Prefix"].split("/")[-2] for page in pages for entry in page.get("CommonPrefixes", [])}
+
     def read(self, key):
         """An object's bytes."""
         self._client = self._client or self.client()
@@ -160,13 +166,16 @@ class Folder:
 
     def sizes(self, prefix):
         top, found = self.folder / prefix, {}
-        for path in top.rglob("*"):
-            # a file may get another name or go while this looks
-            with contextlib.suppress(FileNotFoundError):
-                about = path.stat()
-                if stat.S_ISREG(about.st_mode):
-                    found[path.relative_to(top).as_posix()] = about.st_size
+        for folder, _, names in os.walk(top):
+            for path in (Path(folder) / name for name in names):
+                # a file may get another name or go while this looks
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.relative_to(top).as_posix()] = path.stat().st_size
         return found
+
+    def folders(self, prefix):
+        """The names of the folders directly below a folder."""
+        return set(os.listdir(self.folder / prefix))
 
     def read(self, key):
         return (self.folder / key).read_bytes()
