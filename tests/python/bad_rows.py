@@ -2,7 +2,8 @@
 
 import json
 
-from bad_inputs import CONFIG, DATA, LABELS, ROWS, case, text_rows
+from bad_inputs import CONFIG, DATA, case
+from good_inputs import LABELS, ROWS, text_rows
 from harness import write_tsv
 
 MALFORMED = {

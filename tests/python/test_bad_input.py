@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import bad_rows  # noqa: F401 - its cases are among CASES
-from bad_inputs import CASES, CONFIG, DATA, NO_SPACE, NOT_FOUND, Bench, image_rows, text_rows, weights
+from bad_inputs import CASES, CONFIG, DATA, NO_SPACE, NOT_FOUND, weights
+from good_inputs import Bench, image_rows, text_rows
 from harness import check_complete, environment, invoke, records, refused, snapshot, succeed, write_tsv
 
 

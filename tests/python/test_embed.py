@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pyarrow.parquet
 import pytest
-from bad_inputs import DATA, Bench, image_rows, text_rows
+from bad_inputs import DATA
 from damage import lines
+from good_inputs import Bench, image_rows, text_rows
 from harness import Events, invoke, jpeg, records, refused, sha256, succeed, write_tsv
 from stores import Place
 

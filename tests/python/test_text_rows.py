@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from bad_inputs import LABELS, TRAINING, Bench, text_rows
+from good_inputs import LABELS, TRAINING, Bench, text_rows
 from harness import manifests, write_tsv
 
 # without kNN, which would need a class in every row of the training set
