@@ -90,7 +90,7 @@ pub enum OnNonFinite {
     Skip,
 }
 
-/// What becomes of images that training and evaluation have both, by their keys or their contents.
+/// What becomes of images that are in two sets of a job, by key or by content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InTwoSets {

@@ -7,7 +7,7 @@ use super::embeddings::Part;
 use super::pairs::ImageTextPairs;
 use crate::error::Result;
 
-/// Bytes of a value that its hash is made of: enough to tell nearly all images apart without reading them.
+/// Bytes of a value that its hash is made of: enough to tell nearly all images apart.
 const SAMPLE: usize = 64;
 
 /// Images of one set that another one has too.
@@ -33,7 +33,8 @@ impl Hash for Value<'_> {
     }
 }
 
-/// The images of `set` that are in `other` too, if any. Their values are read where sizes and middles are the same.
+/// The images of `set` that are in `other` too, if any. Both files are gone through once; values are compared as a whole where sizes and
+/// middles are the same.
 ///
 /// # Errors
 /// `Data`, naming file and row, when a row cannot be read.

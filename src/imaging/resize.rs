@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 pub(super) const HALF: i32 = 1 << (PRECISION_BITS - 1);
 const SUPPORT: f64 = 2.0;
-/// Bytes of a row that the vertical pass sums up at a time: as many sums as fit in registers.
+/// Bytes of a row that the vertical pass sums up at a time: as many sums as fit in registers. Shorter rows are not for wide registers.
 pub(super) const BLOCK: usize = 32;
 
 /// Resizes the whole image to `width` x `height` pixels. A side of 0 is taken as 1.

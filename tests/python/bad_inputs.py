@@ -5,7 +5,7 @@ import json
 import shutil
 
 import yaml
-from good_inputs import LABELS, ROWS, TRAINING, image_rows, step, text_rows
+from good_inputs import LABELS, ROWS, TRAINING, image_rows, text_rows
 from harness import write_tsv
 
 CONFIG, DATA, PACKAGE, NOT_FOUND, NO_SPACE = 10, 11, 12, 13, 21
