@@ -114,15 +114,16 @@ struct Passes {
 
 impl Passes {
     fn run(&self, view: &View<'_>) -> Vec<u8> {
-        self.run_in(view, wide_registers() && self.columns.len() * 3 >= BLOCK)
+        self.run_in(view, true)
     }
 
-    /// In wide registers, which the processor must have, or without.
-    fn run_in(&self, view: &View<'_>, wide: bool) -> Vec<u8> {
+    /// In wide registers, where that is allowed, the processor has them, and a row of the output fills one; or without.
+    fn run_in(&self, view: &View<'_>, allowed: bool) -> Vec<u8> {
+        let wide = allowed && wide_registers() && self.columns.len() * 3 >= BLOCK;
         let needed = if self.vertical { self.rows.input_range() } else { 0..view.height };
         let (first, width) = (needed.start, self.columns.len() * 3);
         let pixels = if self.horizontal { resize_rows(view, needed, &self.columns, wide) } else { view.rows(needed) };
-        if self.vertical { resize_columns(&pixels, width, first, (&self.rows, wide)) } else { pixels }
+        if self.vertical { resize_columns(&pixels, [width, first], &self.rows, wide) } else { pixels }
     }
 }
 
@@ -248,9 +249,9 @@ fn resize_rows(view: &View<'_>, needed: Range<usize>, kernel: &Kernel, wide: boo
     pixels
 }
 
-/// The vertical pass. `pixels` begin at input row `first`. Sums up a block of columns at a time, so that the sums stay in registers.
+/// The vertical pass. `pixels` have rows of `stride` bytes and begin at input row `first`. Sums up a block of columns at a time, so that the sums stay in registers.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-fn resize_columns(pixels: &[u8], stride: usize, first: usize, (kernel, wide): (&Kernel, bool)) -> Vec<u8> {
+fn resize_columns(pixels: &[u8], [stride, first]: [usize; 2], kernel: &Kernel, wide: bool) -> Vec<u8> {
     #[cfg(target_arch = "x86_64")]
     if wide {
         // SAFETY: the processor has the instructions
@@ -319,16 +320,35 @@ mod tests {
                 [(32, 32), (61, 20), (20, 53), (61, 53), (100, 90), (11, 3), (12, 1), (7, 1), (300, 2)]
             {
                 for [x, y, w, h] in [[0, 0, 61, 53], [0, 0, 61, 50], [5, 7, 50, 46], [60, 52, 1, 1], [58, 1, 3, 6]] {
-                    let (columns, rows) = (Kernel::new(w, 0.0, w as f32, width), Kernel::new(h, 0.0, h as f32, height));
-                    let passes = Passes { columns, rows, horizontal: width != w, vertical: height != h };
                     let view = View::cropped(&image, [x, y, w, h]).unwrap();
-                    assert!(passes.run(&view) == passes.run_in(&view, false), "{width} x {height} of {w} x {h}");
+                    // whole, and a region within it
+                    for (from, to) in [(0.0, 1.0), (0.3, 0.9)] {
+                        let kernel =
+                            |side: usize, target| Kernel::new(side, from * side as f32, to * side as f32, target);
+                        let whole = from == 0.0;
+                        let passes = Passes {
+                            columns: kernel(w, width),
+                            rows: kernel(h, height),
+                            horizontal: !whole || width != w,
+                            vertical: !whole || height != h,
+                        };
+                        let plain = passes.run_in(&view, false);
+                        assert!(passes.run(&view) == plain, "{width} x {height} of {w} x {h} from {from}");
+                    }
                 }
             }
         }
         // so many inputs for each output that a sum of low parts alone wraps
-        let long = RgbImage::new(60_000, 1, vec![255; 180_000]).unwrap();
-        assert!(resize_bicubic(&long, 12, 1).pixels().iter().all(|&v| v == 255));
+        for value in [|_| 255, |i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8] {
+            let long = RgbImage::new(60_000, 1, (0..180_000).map(value).collect()).unwrap();
+            let passes = Passes {
+                columns: Kernel::new(60_000, 0.0, 60_000.0, 12),
+                rows: Kernel::new(1, 0.0, 1.0, 1),
+                horizontal: true,
+                vertical: false,
+            };
+            assert!(passes.run(&View::of(&long)) == passes.run_in(&View::of(&long), false));
+        }
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Sums {
 #[target_feature(enable = "avx2")]
 pub(super) fn resize_rows(view: &View<'_>, needed: Range<usize>, kernel: &Kernel) -> Vec<u8> {
     let pass = Horizontal::new(kernel);
-    let (width, length) = (kernel.len() * 3, pass.needed());
+    let (width, length) = (kernel.len() * 3, pass.line_bytes());
     let mut output = vec![0; needed.len() * width];
     // a whole group as it lies in the image, as long as no row of it is read behind the image's end
     let mut groups = output.chunks_exact_mut(ROWS * width);
@@ -125,11 +125,11 @@ impl Horizontal {
     }
 
     /// Bytes that a line must have so that no output reads behind it.
-    fn needed(&self) -> usize {
+    fn line_bytes(&self) -> usize {
         self.starts.iter().max().map_or(0, |start| start * 3 + self.span())
     }
 
-    /// Resizes a group of rows, which begin `stride` bytes from each other and have [`Horizontal::needed`] bytes each. `output` has
+    /// Resizes a group of rows, which begin `stride` bytes from each other and have [`Horizontal::line_bytes`] bytes each. `output` has
     /// three bytes for each output of each row.
     #[target_feature(enable = "avx2")]
     fn run(&self, (rows, stride): (&[u8], usize), output: &mut [u8]) {

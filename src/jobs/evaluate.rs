@@ -36,6 +36,11 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
             leakage::check(overlap, names, parameters.repeated)?;
         }
     }
+    // thresholds are chosen on what kNN, by the training images, says of the validation images
+    if let (Some(validation), Some(train)) = (&validation, &train) {
+        let overlap = overlap::of_embeddings(&validation.embeddings.table, &train.embeddings.table);
+        leakage::check(overlap, ("validation_embeddings", "train_embeddings"), parameters.repeated)?;
+    }
     let mut reports = Vec::new();
     for (input, kind) in
         [("zero_shot_mlflow_model", ClassifierKind::ZeroShot), ("adapter_mlflow_model", ClassifierKind::Adapter)]

@@ -155,15 +155,20 @@ pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Res
 /// Reads and checks the TSVs, before any model is loaded.
 fn read_sets(context: &StepContext<'_>, config: &TrainingConfig, repeated: InTwoSets) -> Result<Sets> {
     let sets = open_sets(context.inputs, config)?;
-    let others = [("image_tsv", Some(&sets.train)), ("eval_train_image_tsv", sets.reference.as_ref())];
-    for (name, other) in others {
-        let overlap = other.map(|other| overlap::of_pairs(&sets.validation, other)).transpose()?;
-        leakage::check(overlap.flatten(), ("eval_image_tsv", name), repeated)?;
-    }
+    check_leakage(&sets, repeated)?;
     for pairs in [Some(&sets.train), Some(&sets.validation), sets.reference.as_ref()].into_iter().flatten() {
         pairs.validate_images()?;
     }
     Ok(sets)
+}
+
+/// Refuses or warns of validation images that are learned from.
+pub(super) fn check_leakage(sets: &Sets, repeated: InTwoSets) -> Result<()> {
+    for (name, other) in [("image_tsv", Some(&sets.train)), ("eval_train_image_tsv", sets.reference.as_ref())] {
+        let Some(other) = other else { continue };
+        leakage::check(overlap::of_pairs(&sets.validation, other)?, ("eval_image_tsv", name), repeated)?;
+    }
+    Ok(())
 }
 
 /// The TSVs of the inputs, their rows checked; images are not looked at.

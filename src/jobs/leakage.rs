@@ -9,10 +9,24 @@ use crate::error::{Error, Result};
 /// # Errors
 /// `Data`, naming both inputs and the first of the images.
 pub(super) fn check(overlap: Option<Overlap>, (set, other): (&str, &str), allowed: InTwoSets) -> Result<()> {
-    let Some(Overlap { images, key, other_key }) = overlap else { return Ok(()) };
-    let count = if images == 1 { "1 image is".to_owned() } else { format!("{images} images are") };
+    let Some(Overlap { by_content, by_key, key, other_key }) = overlap else { return Ok(()) };
+    let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+    let mut found = Vec::new();
+    if by_content > 0 {
+        found.push(format!(
+            "{} of {set} {} in {other} too",
+            count(by_content, "image"),
+            if by_content == 1 { "is" } else { "are" }
+        ));
+    }
+    if by_key > 0 {
+        let of = if by_content > 0 { String::new() } else { format!(" of {set}") };
+        let whose = if by_key == 1 { "names" } else { "name" };
+        found.push(format!("{}{of} {whose} another image in {other}", count(by_key, "key")));
+    }
     let there = if key == other_key { String::new() } else { format!(", there '{other_key}'") };
-    let text = format!("{count} in {set} and in {other} too, the first of them '{key}'{there}");
+    let first = if by_content + by_key == 1 { "it is" } else { "the first is" };
+    let text = format!("{} ({first} '{key}'{there})", found.join(", and "));
     match allowed {
         InTwoSets::Allow => {
             tracing::warn!("{text}: results on them say little");

@@ -6,7 +6,7 @@ import shutil
 
 import yaml
 from good_inputs import LABELS, ROWS, TRAINING, image_rows, text_rows
-from harness import write_tsv
+from harness import jpeg, write_tsv
 
 CONFIG, DATA, PACKAGE, NOT_FOUND, NO_SPACE = 10, 11, 12, 13, 21
 WEIGHTS = "artifacts/checkpoints/vision_model"
@@ -167,19 +167,37 @@ def base64_cut_short(bench, folder):
 # 3b. images that are in two sets
 
 
-@case(DATA, "Finetune", "Adapter", "Evaluate")
+@case(DATA, "Finetune", "kNN", "names", "Adapter", "Evaluate", "thresholds")
 def an_image_in_two_sets(bench, folder, kind):
     key = image_rows()[0][0]
+    if kind in ("kNN", "names"):
+        # under its name another image, of the training set or of what kNN compares with
+        rows = [(f"other/{n}", jpeg(100 + n)) for n in range(2)]
+        rows[1] = (key, rows[1][1])
+        texts = write_tsv(folder / "texts.tsv", [(name, text_rows()[0][1]) for name, _ in rows])
+        evaluation = {"eval_image_tsv": write_tsv(folder / "images.tsv", rows), "eval_text_tsv": texts}
+        if kind == "names":
+            return bench.finetune({"repeated": "error"}, **evaluation), ("1 key of eval_image_tsv names another image in image_tsv", key)
+        # the training set has other names
+        train = [(f"train/{name}", image) for name, image in image_rows()]
+        training = {"image_tsv": write_tsv(folder / "train.tsv", train), "text_tsv": write_tsv(folder / "train_texts.tsv", [(f"train/{name}", text) for name, text in text_rows()])}
+        compared = {"eval_train_image_tsv": bench.images, "eval_train_text_tsv": bench.texts}
+        job = bench.finetune({"repeated": "error"}, **evaluation, **training, **compared)
+        return job, ("1 key of eval_image_tsv names another image in eval_train_image_tsv", key)
     if kind == "Finetune":
         # the same image under another name
         rows = [(f"other/{key}", image_rows()[-1][1])]
         images, texts = write_tsv(folder / "images.tsv", rows), write_tsv(folder / "texts.tsv", [(f"other/{key}", text_rows()[-1][1])])
         job = bench.finetune({"repeated": "error"}, eval_image_tsv=images, eval_text_tsv=texts)
-        return job, ("1 image is in eval_image_tsv and in image_tsv", f"other/{key}", image_rows()[-1][0], "parameters.repeated")
+        return job, ("1 image of eval_image_tsv is in image_tsv too", f"it is 'other/{key}'", image_rows()[-1][0], "parameters.repeated")
     if kind == "Adapter":
-        return bench.adapter({"repeated": "error"}), (f"{ROWS} images", "validation_embeddings", "train_embeddings", key)
+        return bench.adapter({"repeated": "error"}), (f"{ROWS} images of validation_embeddings are in train_embeddings too", key)
+    if kind == "thresholds":
+        sets = {f"{name}_{what}": bench.texts if what == "text_tsv" else "data:vectors@1" for name in ("train", "validation") for what in ("embeddings", "text_tsv")}
+        test = {"test_embeddings": "data:others@1", "test_text_tsv": bench.other_texts}
+        return bench.evaluate(**sets, **test), ("validation_embeddings", "train_embeddings", key)
     job = bench.evaluate(train_embeddings="data:vectors@1", train_text_tsv=bench.texts)
-    return job, (f"{ROWS} images", "test_embeddings", "train_embeddings", key)
+    return job, (f"{ROWS} images of test_embeddings are in train_embeddings too", key)
 
 
 # 4. a truncated JPEG

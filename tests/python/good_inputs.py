@@ -28,6 +28,9 @@ class Bench:
         self.env = environment(folder / "tmp")
         self.images = write_tsv(folder / "images.tsv", image_rows())
         self.texts = write_tsv(folder / "texts.tsv", text_rows())
+        others = [(f"other/{n}", jpeg(200 + n)) for n in range(ROWS)]
+        self.other_images = write_tsv(folder / "other_images.tsv", others)
+        self.other_texts = write_tsv(folder / "other_texts.tsv", [(key, text) for (key, _), (_, text) in zip(others, text_rows(), strict=True)])
         self.labels = folder / "labels.txt"
         self.labels.write_text("\n".join(LABELS) + "\n")
         self.training = folder / "train.yaml"
@@ -60,6 +63,7 @@ class Bench:
         adapter["inputs"] |= dict.fromkeys(("train_embeddings", "validation_embeddings"), "${{ steps.embed.outputs.embeddings }}")
         steps = {
             "embed": self.embed() | {"outputs": {"embeddings": "vectors"}},
+            "others": self.embed(image_tsv=self.other_images) | {"outputs": {"embeddings": "others"}},
             "adapter": adapter | {"outputs": {"adapter": "adapter"}},
             "assemble": self.assemble() | {"outputs": {"classification_mlflow_model": "spots"}},
         }
