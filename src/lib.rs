@@ -5,6 +5,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`error`] | one error type; its kind is the exit code |
+//! | `panics` | code that may panic, run so that the rest goes on |
 //! | [`telemetry`] | logging, progress, being asked to stop |
 //! | [`config`] | job files and training configurations: rendered, parsed, validated |
 //! | [`storage`] | one store: put, get, list, and the create-if-absent that publishing rests on |
@@ -31,6 +32,7 @@ pub mod evaluation;
 pub mod imaging;
 pub mod mlflow;
 pub mod package;
+mod panics;
 pub mod registry;
 pub mod storage;
 pub mod telemetry;

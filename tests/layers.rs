@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The order of the map in src/lib.rs; what follows `evaluation` and `package` needs libtorch, but for the command line.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "error",
+    "panics",
     "telemetry",
     "config",
     "storage",

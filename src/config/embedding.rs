@@ -48,6 +48,10 @@ pub struct EmbedParameters {
     pub image_standardization_jpeg_compression_ratio: Option<u8>,
     /// Side in pixels of the standardised square; the package's own value when left out.
     pub image_standardization_image_size: Option<u32>,
+    /// The column of encoded images of Parquet and Arrow files; when left out, the only one that can be.
+    pub image_column: Option<String>,
+    /// The column of keys of Parquet and Arrow files; when left out, one with a usual name, or else row numbers.
+    pub key_column: Option<String>,
     /// Images a forward pass.
     pub batch_size: usize,
     /// The text that a label becomes, when label_file is given; `{}` is the label.
@@ -71,6 +75,8 @@ impl Default for EmbedParameters {
         EmbedParameters {
             image_standardization_jpeg_compression_ratio: None,
             image_standardization_image_size: None,
+            image_column: None,
+            key_column: None,
             batch_size: 32,
             text_template: "{}.".to_owned(),
             precision: InferencePrecision::default(),

@@ -45,6 +45,8 @@ pub enum InputSource {
     },
     /// A path, URI or version reference.
     External(String),
+    /// Several of these, one after the other, for an input of images.
+    List(Vec<String>),
 }
 
 impl InputSource {
@@ -299,16 +301,27 @@ fn build_step(kind: Kind, mut rest: Mapping, place: &str) -> Result<Step> {
             let known: Vec<&str> = kind.inputs().iter().map(|p| p.name).collect();
             return Err(Error::config(format!("{at}: {kind} has no such input: {}", did_you_mean(name, known))));
         }
-        // the contract's conf_files is a list with one file
-        let value = match value {
-            Value::Sequence(items) if items.len() == 1 => items.into_iter().next().unwrap_or(Value::Null),
-            other => other,
+        let one = |value: &Value, at: &str| {
+            let text = value.as_str().map(str::trim).filter(|text| !text.is_empty());
+            let text =
+                text.ok_or_else(|| Error::config(format!("{at}: must be one path, URI or version reference")))?;
+            InputSource::parse(text, at)
         };
-        let text = value
-            .as_str()
-            .filter(|t| !t.trim().is_empty())
-            .ok_or_else(|| Error::config(format!("{at}: must be one path, URI or version reference")))?;
-        inputs.insert(name.to_owned(), InputSource::parse(text.trim(), &at)?);
+        let source = match &value {
+            // the contract's conf_files is a list with one file
+            Value::Sequence(items) if items.len() == 1 => one(&items[0], &at)?,
+            Value::Sequence(items) if port_type(kind, name) == Some(PortType::Rows) && !items.is_empty() => {
+                let item = |(number, item)| match one(item, &format!("{at}[{number}]"))? {
+                    InputSource::External(text) => Ok(text),
+                    _ => Err(Error::config(format!(
+                        "{at}[{number}]: a list holds paths, URIs and version references; the output of a step stands alone"
+                    ))),
+                };
+                InputSource::List(items.iter().enumerate().map(item).collect::<Result<_>>()?)
+            }
+            other => one(other, &at)?,
+        };
+        inputs.insert(name.to_owned(), source);
     }
     if let Some(missing) = kind.inputs().iter().find(|p| p.required && !inputs.contains_key(p.name)) {
         return Err(Error::config(format!("{place}inputs.{}: missing ({})", missing.name, missing.doc)));
@@ -435,7 +448,7 @@ pub fn order(steps: &[(String, Step)]) -> Result<Vec<usize>> {
 pub fn dependencies(step: &Step) -> impl Iterator<Item = &str> {
     step.inputs.values().filter_map(|s| match s {
         InputSource::Step { step, .. } => Some(step.as_str()),
-        InputSource::External(_) => None,
+        InputSource::External(_) | InputSource::List(_) => None,
     })
 }
 

@@ -26,7 +26,7 @@ pub enum Kind {
 pub enum PortType {
     /// One file.
     File,
-    /// One file with an image a row, which stays where it is and is read in ranges.
+    /// Images, in one TSV or several or in folders; TSVs stay where they are and are read in ranges.
     Rows,
     /// A folder.
     Folder,

@@ -1,7 +1,7 @@
 //! JSON Schema of job files, one a kind, for editors and validators outside this program.
 
 use super::job::{Header, OutputSpec};
-use super::kinds::{Kind, Port};
+use super::kinds::{Kind, Port, PortType};
 use super::parameters;
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -96,6 +96,9 @@ fn body(kind: Kind, generator: &mut SchemaGenerator) -> Map<String, Value> {
         let one = json!({ "type": "string", "minLength": 1 });
         let mut schema = match port.name {
             "conf_files" => json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1, "maxItems": 1 }] }),
+            _ if port.port_type == PortType::Rows => {
+                json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] })
+            }
             _ => one,
         };
         schema["description"] = json!(port.doc);

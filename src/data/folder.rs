@@ -76,7 +76,41 @@ pub fn scan(root: impl AsRef<Path>) -> Result<FolderScan> {
     Ok(found)
 }
 
-fn is_image(path: &Path) -> bool {
+/// The images of a folder and of the folders in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// Their paths below it, with `/` between folders, sorted.
+    pub images: Vec<String>,
+    /// Files that are no images, and links to folders (hidden entries are not counted).
+    pub ignored: usize,
+}
+
+/// Finds all images below `root`. Hidden entries are passed over; links to folders are not followed.
+///
+/// # Errors
+/// `NotFound` or `Storage` when a folder cannot be read; `Data`: a name that cannot be a key, a link that leaves `root` or leads
+/// nowhere.
+pub fn tree(root: impl AsRef<Path>) -> Result<Tree> {
+    let root = root.as_ref();
+    let real_root = fs::canonicalize(root).map_err(|e| Error::io("open folder", root, e))?;
+    let mut found = Tree { images: Vec::new(), ignored: 0 };
+    let mut open = vec![(String::new(), root.to_path_buf())];
+    while let Some((prefix, folder)) = open.pop() {
+        for (name, path) in entries(&folder, &real_root)? {
+            match (path.is_dir(), path.is_symlink()) {
+                (true, false) => open.push((format!("{prefix}{name}/"), path)),
+                (false, _) if path.is_file() && is_image(&path) => found.images.push(format!("{prefix}{name}")),
+                _ => found.ignored += 1,
+            }
+        }
+    }
+    found.images.sort();
+    Ok(found)
+}
+
+/// Whether a file is an image by its name.
+#[must_use]
+pub fn is_image(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
 }
@@ -117,7 +151,7 @@ fn check_link(path: &Path, real_root: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn tree(files: &[&str]) -> tempfile::TempDir {
+    fn tree_of(files: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for file in files {
             let path = root.path().join(file);
@@ -133,7 +167,7 @@ mod tests {
 
     #[test]
     fn images_are_sorted_and_others_counted() {
-        let root = tree(&[
+        let root = tree_of(&[
             "b/2.png",
             "b/10.PNG",
             "a c/x.jpeg",
@@ -151,10 +185,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_is_as_deep_as_it_is() {
+        let root = tree_of(&["b/deep/er/1.png", "b/2.JPG", "a.tif", "b/notes.txt", ".git/a.png"]);
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("b", root.path().join("again")).unwrap();
+        let found = tree(root.path()).unwrap();
+        assert_eq!(found.images, ["a.tif", "b/2.JPG", "b/deep/er/1.png"]);
+        assert_eq!(found.ignored, 1 + usize::from(cfg!(unix)));
+        assert!(tree(tree_of(&["notes.txt"]).path()).unwrap().images.is_empty());
+    }
+
+    #[test]
     fn empty_folders_are_named() {
-        let message = scan(tree(&["a/1.png", "b/"]).path()).unwrap_err().to_string();
+        let message = scan(tree_of(&["a/1.png", "b/"]).path()).unwrap_err().to_string();
         assert!(message.contains("/b' has no image"), "{message}");
-        assert!(scan(tree(&["1.png"]).path()).unwrap_err().to_string().contains("no class folder"));
+        assert!(scan(tree_of(&["1.png"]).path()).unwrap_err().to_string().contains("no class folder"));
         let error = scan("/no/such/folder").unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::NotFound);
     }
@@ -163,8 +208,8 @@ mod tests {
     #[test]
     fn links_may_not_leave_the_root() {
         use std::os::unix::fs::symlink;
-        let outside = tree(&["secret/1.png"]);
-        let root = tree(&["a/1.png"]);
+        let outside = tree_of(&["secret/1.png"]);
+        let root = tree_of(&["a/1.png"]);
         symlink("1.png", root.path().join("a/2.png")).unwrap();
         assert_eq!(scan(root.path()).unwrap().images.len(), 2);
         symlink(outside.path().join("secret"), root.path().join("b")).unwrap();

@@ -244,7 +244,7 @@ impl Runner<'_> {
         let inputs = inputs::resolve(self.store, self.job, step, (&self.made, &mut self.pins))?;
         record.inputs = inputs.iter().map(|(n, i)| (n.clone(), i.record(self.store))).collect();
         for (input, resolved) in &inputs {
-            let external = matches!(step.inputs.get(input), Some(crate::config::job::InputSource::External(_)));
+            let external = !matches!(step.inputs.get(input), None | Some(crate::config::job::InputSource::Step { .. }));
             if external {
                 let key =
                     if self.record.kind == Kind::Pipeline.name() { format!("{name}.{input}") } else { input.clone() };

@@ -137,6 +137,22 @@ impl Source {
         }
     }
 
+    /// The names of the objects directly in this folder, sorted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`] for names that are no paths, those of reaching the store.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let prefix = object_path(&self.backend.path, &self.uri)?;
+        let listing = run(self.backend.client.list_with_delimiter(Some(&prefix)))?;
+        let found = listing.map_err(|e| storage_error("list", &self.uri, e))?.objects;
+        let start = if self.backend.path.is_empty() { String::new() } else { format!("{}/", self.backend.path) };
+        let names =
+            found.iter().filter_map(|meta| meta.location.as_ref().strip_prefix(&start)).filter(|name| !name.is_empty());
+        let mut names = names.map(checked).collect::<Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
     /// The folder, on this machine.
     ///
     /// # Errors

@@ -279,11 +279,6 @@ def test_a_version_in_a_bucket_stays_there(binary, bench, s3, many, tmp_path, ca
     assert not large, large
 
 
-def test_a_folder_of_images_is_no_tsv(bench):
-    path = job(bench, "folder", bench.folder / "images")
-    refused(bench.call("run", path), 10, bench.folder / "images", "is a folder")
-
-
 def test_one_row_without_a_line_end(bench, tmp_path):
     path = write_tsv(tmp_path / "one.tsv", [("only", jpeg(3))])
     path.write_text(path.read_text().rstrip("\n"))

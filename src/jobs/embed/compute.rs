@@ -6,7 +6,7 @@ use super::load::{AHEAD, Chunk, Item, Loaded, Loader, Vector, read_rows};
 use super::shards::{Done, Work};
 use super::stopped;
 use crate::data::embeddings::{BadRow, Part, Space};
-use crate::data::rows::RowFile;
+use crate::data::rows::ImageRows;
 use crate::error::{Error, Result};
 use crate::infer::Encoder;
 use crate::telemetry::Progress;
@@ -59,7 +59,7 @@ impl Speed {
 
 /// What the shards of one process are computed with.
 pub(super) struct Computation<'a> {
-    pub(super) images: &'a RowFile,
+    pub(super) images: &'a ImageRows,
     pub(super) encoder: &'a Encoder,
     pub(super) space: &'a Space,
     pub(super) batch: usize,

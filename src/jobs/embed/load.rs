@@ -2,13 +2,13 @@
 
 use super::earlier::Places;
 use crate::data::embeddings::BadRow;
-use crate::data::rows::{Line, RowFile};
+use crate::data::rows::{ImageRows, Line};
 use crate::error::{Error, Result};
 use crate::imaging::PixelContract;
+use crate::panics::caught;
 use crate::storage::sha256_hex;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 /// Chunks of rows read ahead of decoding, and batches decoded ahead of the model.
@@ -63,7 +63,7 @@ pub(super) struct Gone;
 
 /// Reads a shard's rows, some at a time.
 pub(super) fn read_rows(
-    images: &RowFile,
+    images: &ImageRows,
     rows: &Range<usize>,
     to: &SyncSender<Chunk>,
 ) -> std::result::Result<(), Gone> {
@@ -119,10 +119,11 @@ impl Loader<'_> {
             bytes += lines.iter().map(Line::len).sum::<u64>();
             // the receiver must not go to other threads
             let (contract, places) = (self.contract, self.places);
-            let numbered: Vec<(u64, Line)> = (first as u64 + 1..).zip(lines).collect();
+            let mut numbered = (first as u64 + 1..).zip(lines).peekable();
             // pixels need much more memory than rows: of a batch at a time
-            for some in numbered.chunks(self.batch) {
-                let prepared = some.par_iter().map(|(row, line)| prepare(*row, line, contract, places));
+            while numbered.peek().is_some() {
+                let some: Vec<(u64, Line)> = numbered.by_ref().take(self.batch).collect();
+                let prepared = some.into_par_iter().map(|(row, line)| prepare(row, line, contract, places));
                 for (item, pixels) in prepared.collect::<Vec<_>>() {
                     items.push(item);
                     waiting.extend(pixels);
@@ -140,7 +141,7 @@ impl Loader<'_> {
 }
 
 /// What a row is, and its pixels if it needs the model.
-fn prepare(row: u64, line: &Line, contract: &PixelContract, places: Option<&Places>) -> (Item, Vec<f32>) {
+fn prepare(row: u64, line: Line, contract: &PixelContract, places: Option<&Places>) -> (Item, Vec<f32>) {
     let bad = |(key, reason)| (Item::Bad(BadRow { row, key, reason }), Vec::new());
     let (key, image) = match line.image() {
         Ok(found) => found,
@@ -152,9 +153,9 @@ fn prepare(row: u64, line: &Line, contract: &PixelContract, places: Option<&Plac
     }
     let mut pixels = vec![0f32; contract.tensor_len()];
     // a library that gives up on an image must not take the others with it; the pixels are thrown away then
-    match catch_unwind(AssertUnwindSafe(|| contract.load(&image, &mut pixels))) {
-        Ok(Ok(())) => (Item::Vector(Vector { row, key, hash, known: false }), pixels),
-        Ok(Err(error)) => bad((Some(key), error.to_string())),
-        Err(_) => bad((Some(key), "the decoder failed on the image: convert or replace it".to_owned())),
+    match caught(|| contract.load(&image, &mut pixels)) {
+        Some(Ok(())) => (Item::Vector(Vector { row, key, hash, known: false }), pixels),
+        Some(Err(error)) => bad((Some(key), error.to_string())),
+        None => bad((Some(key), "the decoder failed on the image: convert or replace it".to_owned())),
     }
 }

@@ -21,7 +21,7 @@ use crate::data::Labels;
 use crate::data::embeddings::{
     BadRow, EmbeddingsManifest, EmbeddingsWriter, FORMAT_VERSION, LEDGER, Part, Reused, Space, TEXTS, Texts,
 };
-use crate::data::rows::RowFile;
+use crate::data::rows::{Columns, ImageRows};
 use crate::error::{Error, ErrorKind, Result};
 use crate::imaging::PIXELS_VERSION;
 use crate::infer::{Encoder, device, model_config};
@@ -39,9 +39,12 @@ use tch::Device;
 
 pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Result<Produced> {
     let mut package = context.package("mlflow_model_path")?;
-    let images = open(context)?;
+    let images = ImageRows::open(
+        &context.input("image_tsv")?.rows,
+        &Columns { image: parameters.image_column.clone(), key: parameters.key_column.clone() },
+    )?;
     if images.is_empty() {
-        return Err(Error::data(format!("'{}' has no rows", images.place())));
+        return Err(Error::data(format!("{} has no rows", images.place())));
     }
     let pixels = &mut package.config.pixels;
     pixels.jpeg_quality = parameters.image_standardization_jpeg_compression_ratio.unwrap_or(pixels.jpeg_quality);
@@ -83,18 +86,10 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
     job.finish(&work, (done, texts), &speed)
 }
 
-fn open(context: &StepContext<'_>) -> Result<RowFile> {
-    let input = context.input("image_tsv")?;
-    match &input.stream {
-        Some(remote) => RowFile::remote((**remote).clone()),
-        None => RowFile::open(&input.path),
-    }
-}
-
 struct Job<'a> {
     context: &'a StepContext<'a>,
     parameters: &'a EmbedParameters,
-    images: &'a RowFile,
+    images: &'a ImageRows,
     space: &'a Space,
 }
 
@@ -178,9 +173,9 @@ impl Job<'_> {
         let all =
             if kept.is_ok() { format!("; all are in '{}'", self.context.store.uri_of(&key)) } else { String::new() };
         Err(Error::data(format!(
-            "'{}' {}; {} of {} images cannot be used so far, and parameters.{limit}: mend them, or raise the limit{all}",
+            "{} {}; {} of {} images cannot be used so far, and parameters.{limit}: mend them, or raise the limit{all}",
             self.images.place(),
-            first.describe(),
+            self.images.describe(first),
             bad.len(),
             self.images.len()
         )))
@@ -235,7 +230,7 @@ impl Job<'_> {
             )));
         }
         if manifest.rows == 0 {
-            return Err(Error::data(format!("'{}' has no image that can be used", self.images.place())));
+            return Err(Error::data(format!("{} has no image that can be used", self.images.place())));
         }
         if manifest.bad_rows > 0 {
             tracing::warn!(

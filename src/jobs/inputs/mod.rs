@@ -1,13 +1,15 @@
 //! From what a job file says of an input to a local path with a hash.
 
+mod rows;
+
 use super::finetune::read_training;
 use crate::config::job::{InputSource, Job, Step};
 use crate::config::kinds::{Kind, PortType};
 use crate::config::parameters::Parameters;
-use crate::data::rows::RemoteRows;
+use crate::data::rows::RowsAt;
 use crate::data::tsv::{companions, index_path};
 use crate::data::{Labels, TextConstants};
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, Result};
 use crate::package::read_package;
 use crate::registry::{self, AssetKind, FileEntry, InputRecord, Reference, Version, folder_files};
 use crate::storage::{Source, Store, is_remote, local_folder, sha256_file, sha256_hex};
@@ -28,8 +30,10 @@ pub struct ResolvedInput {
     pub size: u64,
     /// The version, when it is one.
     pub version: Option<Version>,
-    /// Rows that stay where they are and are read in ranges; then there is no `path`.
-    pub stream: Option<Box<RemoteRows>>,
+    /// Where the rows are, of an input of images; such an input has no `path`.
+    pub rows: Vec<RowsAt>,
+    /// The versions of a list, by what the job calls them.
+    pub listed: BTreeMap<String, Version>,
 }
 
 impl ResolvedInput {
@@ -42,7 +46,7 @@ impl ResolvedInput {
     }
 
     fn is_known_by_etag(&self) -> bool {
-        self.stream.is_some() && self.version.is_none()
+        self.version.is_none() && self.rows.iter().any(RowsAt::is_elsewhere)
     }
 
     /// What may be published of where the input came from: its version, or its name without the folders of this machine.
@@ -85,6 +89,7 @@ pub(super) fn resolve(
         let port = port_type(step.kind, name)?;
         let input = match source {
             InputSource::External(text) => external(store, job, (text, port), pins),
+            InputSource::List(texts) => rows::several(store, job, texts, pins),
             InputSource::Step { step: from, output } => match made.get(from).and_then(|o| o.get(output)) {
                 Some(version) => of_version(store, version.clone(), port),
                 None => Err(Error::internal(format!("output '{output}' of step '{from}' is not there"))),
@@ -100,12 +105,18 @@ pub(super) fn resolve(
 pub(super) struct Given {
     /// The exact version, when it is one.
     version: Option<String>,
+    /// Those of a list, by what the job calls them.
+    listed: BTreeMap<String, String>,
     digest: String,
 }
 
 impl From<&ResolvedInput> for Given {
     fn from(input: &ResolvedInput) -> Given {
-        Given { version: input.version.as_ref().map(Version::reference), digest: input.digest.clone() }
+        Given {
+            version: input.version.as_ref().map(Version::reference),
+            listed: input.listed.iter().map(|(text, version)| (text.clone(), version.reference())).collect(),
+            digest: input.digest.clone(),
+        }
     }
 }
 
@@ -119,11 +130,16 @@ pub(super) fn resolve_given(
     step: &Step,
     given: &BTreeMap<String, Given>,
 ) -> Result<BTreeMap<String, ResolvedInput>> {
+    let exact = |text: &String| registry::get(store, &Reference::parse(text, None)?);
     let one = |name: &str, given: &Given| {
         let port = port_type(step.kind, name)?;
         let input = match (&given.version, step.inputs.get(name)) {
-            (Some(version), _) => of_version(store, registry::get(store, &Reference::parse(version, None)?)?, port),
+            (Some(version), _) => of_version(store, exact(version)?, port),
             (None, Some(InputSource::External(text))) => external(store, job, (text, port), &mut Pins::new()),
+            (None, Some(InputSource::List(texts))) => {
+                let listed = given.listed.iter().map(|(text, reference)| Ok((text.clone(), exact(reference)?)));
+                rows::several(store, job, texts, &mut listed.collect::<Result<Pins>>()?)
+            }
             _ => Err(Error::internal("it is no input of the step")),
         }?;
         if input.digest != given.digest {
@@ -145,8 +161,19 @@ pub(super) fn resolve_given(
 /// As [`resolve`], and those of reading configurations, labels and the settings of packages.
 pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> Result<()> {
     for (name, source) in &step.inputs {
-        let InputSource::External(text) = source else { continue };
         let port = port_type(step.kind, name)?;
+        let text = match source {
+            InputSource::External(text) if port != PortType::Rows => text,
+            InputSource::External(text) => {
+                rows::check(store, job, std::slice::from_ref(text), pins).context(|| format!("input {name}"))?;
+                continue;
+            }
+            InputSource::List(texts) => {
+                rows::check(store, job, texts, pins).context(|| format!("input {name}"))?;
+                continue;
+            }
+            InputSource::Step { .. } => continue,
+        };
         let path = locate(store, job, (text, port), pins).and_then(|found| match found {
             Located::Path(path) => Ok(Some(path)),
             // what nobody looks into now is fetched when its step begins
@@ -216,9 +243,12 @@ fn locate(store: &Store, job: &Job, (text, port): (&str, PortType), pins: &mut P
         }
         (false, _) => job.folder.join(text),
     };
+    if port == PortType::Rows {
+        return Ok(Located::Path(local));
+    }
     let metadata = std::fs::metadata(&local).map_err(|e| Error::io("open", &local, e))?;
     match (port, metadata.is_dir()) {
-        (PortType::File | PortType::Rows, true) => {
+        (PortType::File, true) => {
             Err(Error::config(format!("'{}' is a folder; this input takes a file", local.display())))
         }
         (PortType::Folder | PortType::Model, false) => {
@@ -230,51 +260,23 @@ fn locate(store: &Store, job: &Job, (text, port): (&str, PortType), pins: &mut P
 
 fn external(store: &Store, job: &Job, named: (&str, PortType), pins: &mut Pins) -> Result<ResolvedInput> {
     let port = named.1;
+    if port == PortType::Rows {
+        return rows::one(store, rows::find(store, job, named.0, pins)?);
+    }
     match locate(store, job, named, pins)? {
         Located::Version(version) => of_version(store, *version, port),
         Located::Path(path) => of_path(path, port),
         Located::Source(source) => {
-            if port == PortType::Rows
-                && let Some(input) = streamed(&source)?
-            {
-                return Ok(input);
-            }
             let fetched = of_path(fetch(store, &source, port)?, port)?;
             Ok(ResolvedInput { reference: source.uri().to_owned(), ..fetched })
         }
     }
 }
 
-/// An object that stays where it is, if its content can be told from another without reading it.
-fn streamed(source: &Source) -> Result<Option<ResolvedInput>> {
-    exists(source, PortType::Rows)?;
-    let object = source.remote_file(None)?;
-    let Some(digest) = object.fingerprint() else { return Ok(None) };
-    let mut index = None;
-    for name in companions(source.name()).iter().filter(|_| !source.is_web()) {
-        index = if_there(source.remote_file(Some(name)))?;
-    }
-    Ok(Some(ResolvedInput {
-        reference: source.uri().to_owned(),
-        path: PathBuf::new(),
-        digest,
-        size: object.size(),
-        version: None,
-        stream: Some(Box::new(RemoteRows { object, index })),
-    }))
-}
-
-fn if_there<T>(found: Result<T>) -> Result<Option<T>> {
-    match found {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
-    }
-}
-
 /// Brings an input from elsewhere to this machine, through the cache; the index of a TSV comes along.
 fn fetch(store: &Store, source: &Source, port: PortType) -> Result<PathBuf> {
     let cache = store.cache()?;
-    if is_file(port) {
+    if port == PortType::File {
         exists(source, port)?;
         return Ok(source.file(&cache, &companions(source.name()))?.0);
     }
@@ -285,11 +287,12 @@ fn fetch(store: &Store, source: &Source, port: PortType) -> Result<PathBuf> {
 fn exists(source: &Source, port: PortType) -> Result<()> {
     let uri = source.uri();
     match (port, source.is_file()?) {
-        (PortType::File | PortType::Rows, true) => Ok(()),
-        (PortType::File | PortType::Rows, false) if source.is_folder()? => {
+        (PortType::Rows, _) => Ok(()),
+        (PortType::File, true) => Ok(()),
+        (PortType::File, false) if source.is_folder()? => {
             Err(Error::config(format!("'{uri}' is a folder; this input takes a file")))
         }
-        (PortType::File | PortType::Rows, false) => Err(Error::not_found(format!("there is no '{uri}'"))),
+        (PortType::File, false) => Err(Error::not_found(format!("there is no '{uri}'"))),
         (PortType::Folder | PortType::Model, is_file) => match (source.is_folder()?, is_file) {
             (true, _) => Ok(()),
             (false, true) => Err(Error::config(format!("'{uri}' is a file; this input takes a folder"))),
@@ -300,58 +303,35 @@ fn exists(source: &Source, port: PortType) -> Result<()> {
 
 /// Whether a version can be what the input takes.
 fn of_kind(version: &Version, port: PortType) -> Result<()> {
-    if is_file(port) { main_file(version).map(drop) } else { Ok(()) }
-}
-
-fn is_file(port: PortType) -> bool {
-    matches!(port, PortType::File | PortType::Rows)
+    if port == PortType::File { main_file(version).map(drop) } else { Ok(()) }
 }
 
 fn of_version(store: &Store, version: Version, port: PortType) -> Result<ResolvedInput> {
-    if port == PortType::Rows && store.is_remote() {
-        return streamed_version(store, version);
+    if port == PortType::Rows {
+        return rows::one(store, rows::Place::Version(Box::new(version)));
     }
     let folder = registry::open_local(store, &version)?;
-    let path = if is_file(port) { folder.join(&main_file(&version)?.path) } else { folder };
+    let path = if port == PortType::File { folder.join(&main_file(&version)?.path) } else { folder };
     Ok(ResolvedInput {
         reference: version.reference(),
         path,
         digest: version.digest.clone(),
         size: version.total_size(),
         version: Some(version),
-        stream: None,
+        rows: Vec::new(),
+        listed: BTreeMap::new(),
     })
 }
 
-/// A version whose file stays in the store.
-fn streamed_version(store: &Store, version: Version) -> Result<ResolvedInput> {
-    let main = main_file(&version)?;
-    let open = |file: &FileEntry| {
-        let object = store.remote_file(&version.key(&file.path))?;
-        if object.size() == file.size {
-            return Ok(object);
-        }
-        let (uri, size) = (object.uri(), object.size());
-        let published = format!("{} was published with {}", version.reference(), file.size);
-        Err(Error::data(format!("'{uri}' has {size} bytes; {published}")))
-    };
-    let object = open(main)?;
-    let index = index_path(Path::new(&main.path)).to_string_lossy().into_owned();
-    let index = version.files.iter().find(|f| f.path == index).map(open).transpose()?;
-    Ok(ResolvedInput {
-        reference: version.reference(),
-        path: PathBuf::new(),
-        digest: version.digest.clone(),
-        size: version.total_size(),
-        stream: Some(Box::new(RemoteRows { object, index })),
-        version: Some(version),
-    })
+/// The files of a version but for the indexes of its TSVs.
+fn main_files(version: &Version) -> impl Iterator<Item = &FileEntry> {
+    let is_index = |f: &&FileEntry| version.files.iter().any(|g| index_path(Path::new(&g.path)) == Path::new(&f.path));
+    version.files.iter().filter(move |f| !is_index(f))
 }
 
 /// The one file of a version; a TSV's index does not count.
 fn main_file(version: &Version) -> Result<&FileEntry> {
-    let is_index = |f: &&FileEntry| version.files.iter().any(|g| index_path(Path::new(&g.path)) == Path::new(&f.path));
-    let mut files = version.files.iter().filter(|f| !is_index(f));
+    let mut files = main_files(version);
     match (files.next(), files.next()) {
         (Some(file), None) => Ok(file),
         _ => Err(Error::config(format!("{} has several files; this input takes one file", version.reference()))),
@@ -359,13 +339,21 @@ fn main_file(version: &Version) -> Result<&FileEntry> {
 }
 
 fn of_path(path: PathBuf, port: PortType) -> Result<ResolvedInput> {
-    let (digest, size) = if is_file(port) {
+    let (digest, size) = if port == PortType::File {
         let digest = sha256_file(&path)?;
         (digest.sha256, digest.size)
     } else {
         folder_digest(&path)?
     };
-    Ok(ResolvedInput { reference: path.display().to_string(), path, digest, size, version: None, stream: None })
+    Ok(ResolvedInput {
+        reference: path.display().to_string(),
+        path,
+        digest,
+        size,
+        version: None,
+        rows: Vec::new(),
+        listed: BTreeMap::new(),
+    })
 }
 
 /// SHA-256 over the sorted names and hashes of a folder's files and the names of its folders, and the bytes in all.
