@@ -26,7 +26,14 @@ fn main() {
         .opt_level(2)
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
-        .files(["cpp/shim.cpp", "cpp/checkpoint.cpp", "cpp/ops.cpp", "cpp/inference.cpp", "cpp/group.cpp"])
+        .files([
+            "cpp/shim.cpp",
+            "cpp/checkpoint.cpp",
+            "cpp/ops.cpp",
+            "cpp/inference.cpp",
+            "cpp/group.cpp",
+            "cpp/gpu.cpp",
+        ])
         .compile("medtune_shim");
     for (name, flags) in sets {
         let mut kernels = build();

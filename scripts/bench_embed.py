@@ -5,8 +5,10 @@ and the difference of its times is what the images took; the others are timed on
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,8 +23,13 @@ from measure import require
 HERE = Path(__file__).resolve().parent
 SIZES = HERE.parent / "benches" / "medimageinsight.yaml"
 # the goals: at least so many times PyTorch eager, and not slower than the fastest other
-GOALS = {"f32": 2.2, "bf16": 1.3}
-PEERS = {"f32": {"PyTorch eager": "eager", "ONNX Runtime": "onnx"}, "bf16": {"PyTorch eager": "eager", "torch.compile, frozen": "compile"}}
+GOALS = {"cpu": {"f32": 2.2, "bf16": 1.3}, "cuda": {"f32": 1, "bf16": 1}}
+COMPILED = {"PyTorch eager": "eager", "torch.compile, frozen": "compile"}
+PEERS = {"cpu": {"f32": {"PyTorch eager": "eager", "ONNX Runtime": "onnx"}, "bf16": COMPILED}, "cuda": {"f32": COMPILED, "bf16": COMPILED}}
+# of an image at the real size, without what is computed on the padding of windows
+FLOP = 584e9
+# photographs that are made; more images are the same ones again
+DISTINCT = 512
 COSINE = {"f32": 0.99999, "bf16": 0.99}
 
 
@@ -32,7 +39,7 @@ class Bench:
     def __init__(self, arguments, folder):
         self.arguments, self.folder, self.runs = arguments, folder, 0
         self.medtune, self.encode = arguments.programs / "medtune", arguments.programs / "examples" / "encode"
-        photographs(folder, arguments.images + arguments.batch)
+        photographs(folder, min(arguments.images + arguments.batch, DISTINCT))
         self.rows = (folder / "images.tsv").read_text().splitlines()
         init = ["model", "init", "--name", "bench", "--config", str(arguments.config), "--label-texts", str(folder / "labels.txt")]
         subprocess.run([self.medtune, "--store", str(folder / "store"), *init], stdout=subprocess.PIPE, check=True)
@@ -41,7 +48,7 @@ class Bench:
 
     def tsv(self, name, count):
         path = self.folder / f"{name}.tsv"
-        path.write_text("".join(f"{name}-{row}\n" for row in self.rows[:count]))
+        path.write_text("".join(f"{name}-{n}-{row}\n" for n, row in zip(range(count), itertools.cycle(self.rows))))
         return path
 
     def job(self, count, precision):
@@ -52,7 +59,7 @@ class Bench:
             "version": 1,
             "kind": "Embed",
             "name": "bench",
-            "compute": {"device": "cpu", "threads": self.arguments.threads},
+            "compute": {"device": self.arguments.device, "threads": self.arguments.threads},
             "inputs": {"mlflow_model_path": "model:bench@latest", "image_tsv": images.name},
             "parameters": {"batch_size": self.arguments.batch, "precision": precision, "reuse": False},
             "outputs": {"embeddings": "bench-embeddings"},
@@ -62,6 +69,7 @@ class Bench:
         started = time.monotonic()
         done = subprocess.run([self.medtune, "--store", str(self.folder / "store"), "run", str(path)], capture_output=True, text=True)
         require(done.returncode == 0, done.stderr)
+        self.shares = re.findall(r"decode-wait +\d+ %, compute +\d+ %", done.stderr)[-1:]
         return time.monotonic() - started
 
     def precision(self, precision):
@@ -69,7 +77,7 @@ class Bench:
         arguments = self.arguments
         count = arguments.images
         images = self.tsv(precision, count)
-        size = ["--precision", precision, "--batch", str(arguments.batch), "--threads", str(arguments.threads)]
+        size = ["--precision", precision, "--batch", str(arguments.batch), "--threads", str(arguments.threads), "--device", arguments.device]
 
         def files(name):
             return [str(self.package), str(images), str(self.folder / f"{name}.f32")]
@@ -78,7 +86,7 @@ class Bench:
         if self.computed(peers, precision) != precision:
             # PyTorch would take minutes for an image, and medtune computes in f32
             return {}
-        for title, name in PEERS[precision].items():
+        for title, name in PEERS[arguments.device][precision].items():
             peers[title] = Peer(name, [sys.executable, str(HERE / "bench_embed_peer.py"), name, *files(name), *size])
         times = {name: [] for name in peers}
         few, many = [], []
@@ -89,7 +97,7 @@ class Bench:
                 print(f"{precision}, turn {turn + 1}: {name}: {times[name][-1]:.3f} s an image", flush=True)
             few.append(self.job(arguments.batch, precision))
             many.append(self.job(arguments.batch + count, precision))
-            print(f"{precision}, turn {turn + 1}: medtune run: {few[-1]:.1f} s for {arguments.batch} images, {many[-1]:.1f} s for {arguments.batch + count}", flush=True)
+            print(f"{precision}, turn {turn + 1}: medtune run: {few[-1]:.1f} s for {arguments.batch} images, {many[-1]:.1f} s for {arguments.batch + count}", *self.shares, flush=True)
         end(peers)
         vectors = {peer.name: np.fromfile(self.folder / f"{peer.name}.f32", np.float32).reshape(count, -1) for peer in peers.values()}
         for name, found in vectors.items():
@@ -117,7 +125,23 @@ def end(peers):
         peer.process.wait()
 
 
-def show(precision, rows):
+def matrix_peak():
+    """Operations a second of a product of two large random matrices in bf16 on the GPU."""
+    import torch
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(10):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ a
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - started) / 10)
+    return 2 * 8192**3 / min(times)
+
+
+def show(device, precision, rows):
     """Prints a table and whether the goals are met."""
     ours = next(iter(rows))
     print(f"\n{precision}\n{'':24}{'s/image':>9}{'images/s':>10}{ours + ' is':>24}")
@@ -126,8 +150,8 @@ def show(precision, rows):
         print(f"{name:24}{seconds:9.3f}{1 / seconds:10.3f}{ratio:>24}")
     eager = rows["PyTorch eager"] / rows[ours]
     others = {name: seconds / rows[ours] for name, seconds in rows.items() if not name.startswith(("medtune", "PyTorch"))}
-    met = eager >= GOALS[precision] and all(ratio >= 1 for ratio in others.values())
-    wanted = f"{GOALS[precision]} x PyTorch eager and 1 x {', '.join(others)}"
+    met = eager >= GOALS[device][precision] and all(ratio >= 1 for ratio in others.values())
+    wanted = f"{GOALS[device][precision]} x PyTorch eager and 1 x {', '.join(others)}"
     print(f"goal: {wanted}: {'met' if met else 'missed on this machine'}", flush=True)
     return met
 
@@ -140,17 +164,23 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     arguments = parser.parse_args()
     require(arguments.images % arguments.batch == 0, "images must be whole batches: ONNX Runtime's model has one batch size")
-    results = {"batch": arguments.batch, "threads": arguments.threads}
+    results = {"device": arguments.device, "batch": arguments.batch, "threads": arguments.threads}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
         bench = Bench(arguments, Path(scratch))
         tables = {precision: bench.precision(precision) for precision in arguments.precisions}
     for precision, rows in tables.items():
         if rows:
-            results[precision] = {"seconds_an_image": rows, "goal_met": show(precision, rows)}
+            results[precision] = {"seconds_an_image": rows, "goal_met": show(arguments.device, precision, rows)}
+            if arguments.device == "cuda" and precision == "bf16" and arguments.config == SIZES:
+                peak = matrix_peak()
+                shares = {name: FLOP / seconds / peak for name, seconds in rows.items()}
+                results["shares_of_the_matrix_peak"] = shares
+                print(f"of {peak / 1e12:.0f} TFLOP/s, the peak of products: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

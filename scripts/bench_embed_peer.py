@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +34,20 @@ class Image(torch.nn.Module):
         return x / x.norm(dim=1, keepdim=True)
 
 
-def eager(model, kind, _):
+def eager(model, kind, example):
     """PyTorch as it comes."""
-    model = model.to(kind)
-    return lambda batch: model(batch.to(kind)).float().numpy()
+    model = model.to(example.device, kind, memory_format=layout(example))
+    return lambda batch: model(ready(batch, kind, example)).float().cpu().numpy()
+
+
+def layout(example):
+    """What is said to be best for convolutions on a GPU."""
+    return torch.channels_last if example.is_cuda else torch.preserve_format
+
+
+def ready(batch, kind, example):
+    """The batch where the model is, in its type and layout."""
+    return batch.to(example.device).to(kind, memory_format=layout(example))
 
 
 def compiled(model, kind, example):
@@ -43,9 +55,9 @@ def compiled(model, kind, example):
     import torch._inductor.config as inductor
 
     inductor.freezing = True
-    fast = torch.compile(model.to(kind))
-    fast(example.to(kind))
-    return lambda batch: fast(batch.to(kind)).float().numpy()
+    fast = torch.compile(model.to(example.device, kind, memory_format=layout(example)))
+    fast(ready(example, kind, example))
+    return lambda batch: fast(ready(batch, kind, example)).float().cpu().numpy()
 
 
 def onnx(model, _, example):
@@ -66,6 +78,24 @@ def onnx(model, _, example):
 PEERS = {"eager": eager, "compile": compiled, "onnx": onnx}
 
 
+def batches(rows, arguments, settings):
+    """Pixels of a batch after the other. For a GPU they are decoded ahead, by threads: Pillow lets them run at the same time."""
+
+    def decode(row):
+        return pixels(base64.b64decode(row), settings)
+
+    parts = [rows[first : first + arguments.batch] for first in range(0, len(rows), arguments.batch)]
+    if arguments.device == "cpu":
+        yield from (torch.stack([decode(row) for row in part]) for part in parts)
+        return
+    with ThreadPoolExecutor(arguments.threads) as pool:
+        ahead = deque()
+        for n in range(len(parts)):
+            while len(ahead) < 3 and n + len(ahead) < len(parts):
+                ahead.append([pool.submit(decode, row) for row in parts[n + len(ahead)]])
+            yield torch.stack([future.result() for future in ahead.popleft()])
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("peer", choices=PEERS)
@@ -75,6 +105,7 @@ def main():
     parser.add_argument("--precision", choices=["f32", "bf16"], required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     package = Package(arguments.package)
@@ -82,7 +113,7 @@ def main():
     rows = [line.split("\t")[1] for line in arguments.images.read_text().splitlines()]
     with torch.no_grad():
         kind = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
-        example = torch.zeros(arguments.batch, 3, *settings["image_size"])
+        example = torch.zeros(arguments.batch, 3, *settings["image_size"], device=arguments.device)
         model = Image(package)
         package.model = None
         run = PEERS[arguments.peer](model, kind, example)
@@ -91,9 +122,8 @@ def main():
         for _ in sys.stdin:
             started = time.perf_counter()
             vectors = []
-            for first in range(0, len(rows), arguments.batch):
-                batch = [pixels(base64.b64decode(row), settings) for row in rows[first : first + arguments.batch]]
-                vectors.append(run(torch.stack(batch)))
+            for batch in batches(rows, arguments, settings):
+                vectors.append(run(batch))
             seconds = time.perf_counter() - started
             np.concatenate(vectors).astype(np.float32).tofile(arguments.out)
             print(json.dumps({"seconds": seconds, "images": len(rows), "precision": arguments.precision}), flush=True)

@@ -1,11 +1,13 @@
 //! The libtorch calls that `tch` does not expose, each a safe function over `cpp/`.
 
 mod checkpoint;
+mod gpu;
 mod group;
 mod inference;
 mod ops;
 
 pub use checkpoint::checkpoint;
+pub use gpu::{Download, GpuKernels, upload};
 pub use group::{Meeting, ProcessGroup, Reducer, load_nccl};
 pub use inference::{FixedLinear, has_bfloat16_products};
 pub use ops::{channel_attention, gelu_linear, has_kernels, linear, residual_depthwise, window_attention};

@@ -111,21 +111,26 @@ impl PixelContract {
         3 * self.height() * self.width()
     }
 
-    /// Takes one image file through the whole pixel path: decode, resize to the standard size, JPEG, decode, resize to the
+    /// Takes one image file through the whole pixel path but for its last step: decode, resize to the standard size, JPEG, decode,
+    /// resize to the model's size. Writes red, green and blue of each pixel, [height, width, 3], to `out`.
+    ///
+    /// # Errors
+    /// `Data` as [`decode`], without the image's name; `Internal` when `out` has not [`tensor_len`](Self::tensor_len) bytes.
+    pub fn load_rgb(&self, bytes: &[u8], out: &mut [u8]) -> Result<()> {
+        let standard = standardise(bytes, self.standard_size as usize, self.jpeg_quality)?;
+        let image = resize_bicubic(&decode(&standard)?, self.width(), self.height());
+        if image.pixels().len() != out.len() {
+            return Err(Error::internal(format!("{image:?} does not fit {} bytes", out.len())));
+        }
+        out.copy_from_slice(image.pixels());
+        Ok(())
+    }
+
+    /// Takes a file that was standardised before (image TSVs as `Prepare` writes them) to the model's input: decode, resize to the
     /// model's size, normalise. Writes [3, height, width] to `out`.
     ///
     /// # Errors
-    /// `Data` as [`decode`], without the image's name; `Internal` when `out` has not [`tensor_len`](Self::tensor_len) values.
-    pub fn load(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
-        let standard = standardise(bytes, self.standard_size as usize, self.jpeg_quality)?;
-        self.load_standardised(&standard, out)
-    }
-
-    /// The second half of [`load`](Self::load), for files that were standardised before (image TSVs as `Prepare` writes
-    /// them): decode, resize to the model's size, normalise.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
+    /// As [`load_rgb`](Self::load_rgb).
     pub fn load_standardised(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         self.normalise(&resize_bicubic(&decode(bytes)?, self.width(), self.height()), out)
     }
@@ -143,13 +148,18 @@ impl PixelContract {
                 self.height()
             )));
         }
+        self.normalise_rgb(image.pixels(), out);
+        Ok(())
+    }
+
+    /// [`normalise`](Self::normalise) of what [`load_rgb`](Self::load_rgb) writes; both have [`tensor_len`](Self::tensor_len) values.
+    pub(crate) fn normalise_rgb(&self, rgb: &[u8], out: &mut [f32]) {
         for (channel, plane) in out.chunks_exact_mut(self.height() * self.width()).enumerate() {
             let table = self.table(channel);
-            for (value, pixel) in plane.iter_mut().zip(image.pixels().chunks_exact(3)) {
+            for (value, pixel) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
                 *value = table[usize::from(pixel[channel])];
             }
         }
-        Ok(())
     }
 
     /// The normalised value of each byte: 256 divisions instead of one a pixel, with the same result.

@@ -3,8 +3,10 @@
 //! No tensor crosses this seam: plain vectors go in and come out. An [`Encoder`] owns its model and is used by one thread.
 
 pub mod device;
+mod pixels;
 mod precision;
 
+use pixels::Pixels;
 pub use precision::InferencePrecision;
 
 use crate::data::Labels;
@@ -14,8 +16,9 @@ use crate::model::config::ModelConfig;
 use crate::model::params::Params;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::unicl::UniCl;
-use crate::model::{TchResult, engine, weights};
+use crate::model::{TchResult, engine, engine_text, weights};
 use crate::package::Package;
+use medtune_native::Download;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -28,9 +31,19 @@ pub struct Encoder {
     config: ModelConfig,
     model: UniCl,
     tokenizer: Tokenizer,
-    pixels: PixelContract,
+    pixels: Pixels,
     device: Device,
     precision: InferencePrecision,
+}
+
+/// Vectors that are being computed.
+#[derive(Debug)]
+pub struct Encoding(Vectors);
+
+#[derive(Debug)]
+enum Vectors {
+    Here(Tensor),
+    Coming(Download),
 }
 
 impl Encoder {
@@ -59,7 +72,8 @@ impl Encoder {
             );
         }
         let model = UniCl::for_inference(&config, params, computed == InferencePrecision::Bf16)?;
-        Ok(Encoder { config, model, tokenizer, pixels: package.config.pixels.clone(), device, precision: computed })
+        let pixels = Pixels::new(package.config.pixels.clone(), device)?;
+        Ok(Encoder { config, model, tokenizer, pixels, device, precision: computed })
     }
 
     /// An encoder over parameters that somebody else holds, e.g. a running training.
@@ -74,6 +88,7 @@ impl Encoder {
         device: Device,
     ) -> Result<Encoder> {
         let model = UniCl::new(&config, params)?;
+        let pixels = Pixels::new(pixels, device)?;
         Ok(Encoder { config, model, tokenizer, pixels, device, precision: InferencePrecision::F32 })
     }
 
@@ -86,7 +101,7 @@ impl Encoder {
     /// The pixel path of the package.
     #[must_use]
     pub fn pixels(&self) -> &PixelContract {
-        &self.pixels
+        self.pixels.contract()
     }
 
     /// Length of an embedding.
@@ -109,19 +124,30 @@ impl Encoder {
         self.model.logit_scale().f_double_value(&[]).map_err(engine)
     }
 
-    /// Normalised pixels of `count` images, [count, 3, H, W], to unit vectors [count, dim].
+    /// Images as [`PixelContract::load_rgb`] writes them, one after the other, on their way to unit vectors. A GPU goes on with them
+    /// after this call.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Engine`].
-    pub fn encode_pixels(&self, pixels: &[f32], count: usize) -> Result<Vec<f32>> {
-        let shape = [count as i64, 3, self.pixels.height() as i64, self.pixels.width() as i64];
-        if pixels.len() != count * self.pixels.tensor_len() {
-            return Err(Error::internal(format!("{} pixel values for {count} images", pixels.len())));
-        }
+    pub fn begin(&self, rgb: &[u8]) -> Result<Encoding> {
         let _guard = tch::no_grad_guard();
-        let input =
-            Tensor::f_from_slice(pixels).and_then(|t| t.f_view(shape)?.f_to_device(self.device)).map_err(engine)?;
-        to_vec(&self.model.encode_image(&input, None)?).map_err(engine)
+        let vectors = self.model.encode_image(&self.pixels.normalised(rgb)?, None)?;
+        Ok(Encoding(match self.device.is_cuda() {
+            true => Vectors::Coming(Download::begin(&vectors).map_err(|text| engine_text(&text))?),
+            false => Vectors::Here(vectors),
+        }))
+    }
+
+    /// The unit vectors [count, dim] of what was begun, when they are there.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Engine`].
+    pub fn finish(&self, begun: Encoding) -> Result<Vec<f32>> {
+        let vectors = match begun.0 {
+            Vectors::Here(vectors) => vectors,
+            Vectors::Coming(vectors) => vectors.wait().map_err(|text| engine_text(&text))?,
+        };
+        to_vec(&vectors).map_err(engine)
     }
 
     /// Encoded image files to unit vectors [count, dim]; the images of a batch are decoded in parallel. An item's first part
@@ -131,16 +157,16 @@ impl Encoder {
     /// [`crate::ErrorKind::Data`] naming the first image that cannot be read; [`crate::ErrorKind::Engine`].
     pub fn encode_images(&self, images: &[(String, Vec<u8>)]) -> Result<Vec<f32>> {
         // a tensor must not be shared between threads: only the contract goes to them
-        let contract = &self.pixels;
+        let contract = self.pixels.contract();
         let length = contract.tensor_len();
-        let mut pixels = vec![0f32; images.len() * length];
-        let first = pixels
+        let mut rgb = vec![0; images.len() * length];
+        let first = rgb
             .par_chunks_mut(length)
             .zip(images.par_iter())
-            .find_map_first(|(out, (name, bytes))| contract.load(bytes, out).context(|| name).err());
+            .find_map_first(|(out, (name, bytes))| contract.load_rgb(bytes, out).context(|| name).err());
         match first {
             Some(error) => Err(error),
-            None => self.encode_pixels(&pixels, images.len()),
+            None => self.finish(self.begin(&rgb)?),
         }
     }
 

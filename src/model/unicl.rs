@@ -1,6 +1,7 @@
 //! UniCL: both towers, projected into one space.
 
 use super::config::ModelConfig;
+use super::davit::gpu::{self, GpuDaVit};
 use super::davit::{DaVit, FixedDaVit};
 use super::droppath::DropPath;
 use super::layers::LayerNorm;
@@ -27,6 +28,7 @@ pub struct UniCl {
 enum ImageEncoder {
     Trainable(DaVit),
     Fixed(FixedDaVit),
+    Gpu(GpuDaVit),
 }
 
 impl UniCl {
@@ -46,7 +48,7 @@ impl UniCl {
     }
 
     /// Builds a model that cannot be trained out of f32 parameters, which it takes: on a CPU the image encoder's weights are
-    /// laid out for its products. With `bfloat16` both towers compute in bf16, norms and projections in f32.
+    /// laid out for its products, on a GPU and in bf16 it has kernels of its own. With `bfloat16` both towers compute in bf16, norms and projections in f32.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] naming a missing parameter; [`crate::ErrorKind::Engine`].
@@ -54,16 +56,24 @@ impl UniCl {
         let (image_projection, lang_projection) = (params.take("image_projection")?, params.take("lang_projection")?);
         let logit_scale = params.take("logit_scale")?;
         let kind = if bfloat16 { Kind::BFloat16 } else { Kind::Float };
-        let fixed = match image_projection.device().is_cuda() {
-            true => None,
-            false => Some(FixedDaVit::new(&config.image, &mut params, kind)?),
+        let device = image_projection.device();
+        let kernels = match device.is_cuda() && bfloat16 {
+            true => gpu::kernels(&config.image, device)
+                .map_err(|why| tracing::warn!("the image encoder runs without kernels of its own, slower: {why}"))
+                .ok(),
+            false => None,
+        };
+        let fixed = match kernels {
+            Some(kernels) => Some(ImageEncoder::Gpu(GpuDaVit::new(&config.image, &mut params, &kernels)?)),
+            None if device.is_cuda() => None,
+            None => Some(ImageEncoder::Fixed(FixedDaVit::new(&config.image, &mut params, kind)?)),
         };
         if bfloat16 {
             params.cast(kind, LayerNorm::owns)?;
         }
         Ok(UniCl {
             image_encoder: match fixed {
-                Some(fixed) => ImageEncoder::Fixed(fixed),
+                Some(fixed) => fixed,
                 None => ImageEncoder::Trainable(DaVit::new(&config.image, &params)?),
             },
             lang_encoder: TextTransformer::new(&config.text, &params)?,
@@ -82,6 +92,7 @@ impl UniCl {
         let features = match &self.image_encoder {
             ImageEncoder::Trainable(encoder) => self.in_its_type(pixels, || encoder.forward(pixels, drop_path))?,
             ImageEncoder::Fixed(encoder) => encoder.forward(pixels)?,
+            ImageEncoder::Gpu(encoder) => encoder.forward(pixels)?,
         };
         project(&features, &self.image_projection).map_err(engine)
     }

@@ -8,7 +8,7 @@ use super::stopped;
 use crate::data::embeddings::{BadRow, Part, Space};
 use crate::data::rows::ImageRows;
 use crate::error::{Error, Result};
-use crate::infer::Encoder;
+use crate::infer::{Encoder, Encoding};
 use crate::telemetry::Progress;
 use crate::telemetry::stop::StopSignal;
 use serde_json::json;
@@ -101,6 +101,8 @@ impl Computation<'_> {
         let (mut speed, started) = (Speed::default(), Instant::now());
         let mut bad_rows = 0;
         let mut features = Vec::new();
+        // a GPU computes it while this thread prepares the next one
+        let mut begun: Option<Encoding> = None;
         std::thread::scope(|scope| {
             let (ready, to_send) = sync_channel::<(usize, u64, Vec<BadRow>)>(AHEAD);
             let (sent, in_store) = std::sync::mpsc::channel::<(usize, Done)>();
@@ -128,13 +130,17 @@ impl Computation<'_> {
                         Loaded::Batch(pixels) => {
                             let began = Instant::now();
                             let count = pixels.len() / self.encoder.pixels().tensor_len();
-                            features.extend(self.encoder.encode_pixels(&pixels, count)?);
+                            let next = self.encoder.begin(&pixels)?;
+                            self.finish(begun.replace(next), &mut features)?;
                             speed.computed += began.elapsed();
                             speed.images += count as u64;
                             speed.elapsed = started.elapsed();
                             bar.advance(count as u64, &speed.line(bad_rows));
                         }
                         Loaded::Shard { shard, items, bytes } => {
+                            let began = Instant::now();
+                            self.finish(begun.take(), &mut features)?;
+                            speed.computed += began.elapsed();
                             let others = items.iter().filter(|item| !item.is_for_the_model()).count();
                             let (part, reused, bad) = self.part(items, &std::mem::take(&mut features))?;
                             part.write(&work.path(shard), self.space)?;
@@ -162,6 +168,13 @@ impl Computation<'_> {
         })?;
         speed.elapsed = started.elapsed();
         Ok(speed)
+    }
+
+    fn finish(&self, begun: Option<Encoding>, features: &mut Vec<f32>) -> Result<()> {
+        if let Some(begun) = begun {
+            features.extend(self.encoder.finish(begun)?);
+        }
+        Ok(())
     }
 
     /// The rows of a shard with their vectors, of which `features` are those that the model has made; how many were taken over; the

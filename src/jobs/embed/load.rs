@@ -13,6 +13,9 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 /// Chunks of rows read ahead of decoding, and batches decoded ahead of the model.
 pub(super) const AHEAD: usize = 2;
+/// Batches that are decoded together, and images where these are more: being asked to stop is seen between two times.
+const DECODED: usize = 4;
+const MOST_DECODED: usize = 256;
 /// Bytes of rows read at once, unless a single row has more: enough for a few requests to a bucket at the same time.
 const CHUNK_BYTES: u64 = 24 << 20;
 
@@ -49,8 +52,8 @@ impl Item {
 
 /// What comes to the model, in order.
 pub(super) enum Loaded {
-    /// Pixels of the next images that wait for a vector, at most a batch.
-    Batch(Vec<f32>),
+    /// Red, green and blue of the next images that wait for a vector, at most a batch.
+    Batch(Vec<u8>),
     /// All rows of a shard, after its batches.
     Shard { shard: usize, items: Vec<Item>, bytes: u64 },
 }
@@ -110,8 +113,9 @@ impl Loader<'_> {
     /// Whether anybody still takes what is decoded.
     fn shard(&self, shard: usize, rows: &Range<usize>) -> Result<bool> {
         let batch = self.batch * self.contract.tensor_len();
+        let together = (DECODED * self.batch).min(MOST_DECODED).max(self.batch);
         let mut items = Vec::with_capacity(rows.len());
-        let mut waiting: Vec<f32> = Vec::new();
+        let mut waiting: Vec<u8> = Vec::new();
         let mut bytes = 0;
         while items.len() < rows.len() {
             let ended = || Error::internal("the thread that reads rows has ended");
@@ -120,9 +124,9 @@ impl Loader<'_> {
             // the receiver must not go to other threads
             let (contract, places) = (self.contract, self.places);
             let mut numbered = (first as u64 + 1..).zip(lines).peekable();
-            // pixels need much more memory than rows: of a batch at a time
+            // pixels need much more memory than rows: of some batches at a time, so that few cores wait for the last image
             while numbered.peek().is_some() {
-                let some: Vec<(u64, Line)> = numbered.by_ref().take(self.batch).collect();
+                let some: Vec<(u64, Line)> = numbered.by_ref().take(together).collect();
                 let prepared = some.into_par_iter().map(|(row, line)| prepare(row, line, contract, places));
                 for (item, pixels) in prepared.collect::<Vec<_>>() {
                     items.push(item);
@@ -141,7 +145,7 @@ impl Loader<'_> {
 }
 
 /// What a row is, and its pixels if it needs the model.
-fn prepare(row: u64, line: Line, contract: &PixelContract, places: Option<&Places>) -> (Item, Vec<f32>) {
+fn prepare(row: u64, line: Line, contract: &PixelContract, places: Option<&Places>) -> (Item, Vec<u8>) {
     let bad = |(key, reason)| (Item::Bad(BadRow { row, key, reason }), Vec::new());
     let (key, image) = match line.image() {
         Ok(found) => found,
@@ -151,9 +155,9 @@ fn prepare(row: u64, line: Line, contract: &PixelContract, places: Option<&Place
     if places.is_some_and(|places| places.contain(&hash)) {
         return (Item::Vector(Vector { row, key, hash, known: true }), Vec::new());
     }
-    let mut pixels = vec![0f32; contract.tensor_len()];
+    let mut pixels = vec![0; contract.tensor_len()];
     // a library that gives up on an image must not take the others with it; the pixels are thrown away then
-    match caught(|| contract.load(&image, &mut pixels)) {
+    match caught(|| contract.load_rgb(&image, &mut pixels)) {
         Some(Ok(())) => (Item::Vector(Vector { row, key, hash, known: false }), pixels),
         Some(Err(error)) => bad((Some(key), error.to_string())),
         None => bad((Some(key), "the decoder failed on the image: convert or replace it".to_owned())),

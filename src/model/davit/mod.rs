@@ -1,6 +1,7 @@
 //! DaViT: stages of a patch-embedding convolution and blocks; each block attends over windows, then over channels.
 
 mod blocks;
+pub(super) mod gpu;
 mod inference;
 
 use super::config::ImageEncoderConfig;
