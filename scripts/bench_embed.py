@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from bench_compare import Peer, photographs
+from bench_compare import Peer, matrix_peaks, photographs
 from measure import require
 
 HERE = Path(__file__).resolve().parent
@@ -125,22 +125,6 @@ def end(peers):
         peer.process.wait()
 
 
-def matrix_peak():
-    """Operations a second of a product of two large random matrices in bf16 on the GPU."""
-    import torch
-
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    times = []
-    for _ in range(10):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(10):
-            a @ a
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - started) / 10)
-    return 2 * 8192**3 / min(times)
-
-
 def show(device, precision, rows):
     """Prints a table and whether the goals are met."""
     ours = next(iter(rows))
@@ -177,7 +161,7 @@ def main():
         if rows:
             results[precision] = {"seconds_an_image": rows, "goal_met": show(arguments.device, precision, rows)}
             if arguments.device == "cuda" and precision == "bf16" and arguments.config == SIZES:
-                peak = matrix_peak()
+                peak = matrix_peaks(arguments.threads, "cuda")["bf16"] * 1e9
                 shares = {name: FLOP / seconds / peak for name, seconds in rows.items()}
                 results["shares_of_the_matrix_peak"] = shares
                 print(f"of {peak / 1e12:.0f} TFLOP/s, the peak of products: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))

@@ -161,7 +161,7 @@ extern "C" {
 // The kernels for a device, compiled once a process. Kept for ever.
 char *mt_gpu_program(int device, int64_t window, int64_t head, const char *source, size_t length, const void **out) {
     return guarded([&] {
-        TORCH_CHECK(window > 0 && window <= 12 && (head == 32 || head == 64), "there are kernels for windows of up to 12 x 12 tokens with heads of 32 or 64 channels");
+        TORCH_CHECK(window > 0 && window <= 12 && (head == 32 || head == 64), "there are kernels for windows of up to 12 x 12 tokens with heads of 32 or 64 channels, not of ", window, " x ", window, " with ", head);
         static std::mutex lock;
         static std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Program>> programs;
         std::lock_guard<std::mutex> guard(lock);
@@ -181,6 +181,7 @@ char *mt_gpu_layer_norm(const void *program, const Tensor *x, const Tensor *weig
         check_input(*bias, at::kFloat, {c}, "the bias");
         auto y = at::empty_like(*x);
         auto &kernels = *static_cast<const Program *>(program);
+        // a block has 8 rows, as in kernels.cu
         kernels.launch(kernels.layer_norm, "layer_norm", {parts(rows, 8), 1, 1}, 256, x->const_data_ptr(), weight->const_data_ptr(), bias->const_data_ptr(),
                        y.mutable_data_ptr(), number(rows), number(c / 8), static_cast<float>(eps));
         *out = new Tensor(y);
@@ -220,6 +221,7 @@ char *mt_gpu_window_attention(const void *program, const Tensor *qkv, const Tens
         check_input(*qkv, at::kBFloat16, qkv->sizes(), "the input");
         check_input(*bias, at::kBFloat16, {3 * c}, "the bias");
         auto y = at::empty({b, h, w, c}, qkv->options());
+        // a block has WARPS of kernels.cu
         auto tiles = parts(kernels.window * kernels.window, 16);
         auto scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(kernels.head)));
         kernels.launch(kernels.window_attention, "window_attention", {c / kernels.head, parts(h, kernels.window) * parts(w, kernels.window), b},

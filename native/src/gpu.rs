@@ -1,4 +1,5 @@
-//! Operations of inference in bfloat16 on a GPU, which libtorch has only in several steps or not at all.
+//! Operations of inference in bfloat16 on a GPU, which libtorch has only in several steps or not at all, and the way of bytes
+//! and tensors to it and back.
 //!
 //! Guarantees: each equals the plain operations that it stands for up to rounding; sums are taken in f32. Nothing here has
 //! gradients. Work goes to the device's default stream, where libtorch's does, so that all of it is in order.
@@ -63,6 +64,9 @@ pub struct GpuKernels {
 unsafe impl Send for GpuKernels {}
 
 impl GpuKernels {
+    /// The most channels that [`GpuKernels::layer_norm`] takes.
+    pub const MOST_CHANNELS: i64 = 2048;
+
     /// Compiles the kernels for windows of `window` x `window` tokens and `head` channels a head, unless this process has them.
     ///
     /// # Errors

@@ -48,9 +48,10 @@ pub struct EmbedParameters {
     pub image_standardization_jpeg_compression_ratio: Option<u8>,
     /// Side in pixels of the standardised square; the package's own value when left out.
     pub image_standardization_image_size: Option<u32>,
-    /// The column of encoded images of Parquet and Arrow files; when left out, the only one that can be.
+    /// The column of encoded images of Parquet and Arrow files; when left out, the only one that can be, or one with a usual name.
     pub image_column: Option<String>,
-    /// The column of keys of Parquet and Arrow files; when left out, one with a usual name, or else row numbers.
+    /// The column of keys of Parquet and Arrow files; when left out, one with a usual name, or else the path beside the
+    /// image, or file name and row number.
     pub key_column: Option<String>,
     /// Images a forward pass.
     pub batch_size: usize,

@@ -50,6 +50,16 @@ pub enum InputSource {
 }
 
 impl InputSource {
+    /// What it names outside of the job, in order; nothing for the output of a step.
+    #[must_use]
+    pub fn external(&self) -> &[String] {
+        match self {
+            InputSource::External(text) => std::slice::from_ref(text),
+            InputSource::List(texts) => texts,
+            InputSource::Step { .. } => &[],
+        }
+    }
+
     /// Parses `${{ steps.S.outputs.O }}`; anything else is external.
     fn parse(text: &str, place: &str) -> Result<InputSource> {
         let Some(inner) = text.strip_prefix("${{").and_then(|t| t.strip_suffix("}}")) else {
@@ -303,8 +313,10 @@ fn build_step(kind: Kind, mut rest: Mapping, place: &str) -> Result<Step> {
         }
         let one = |value: &Value, at: &str| {
             let text = value.as_str().map(str::trim).filter(|text| !text.is_empty());
-            let text =
-                text.ok_or_else(|| Error::config(format!("{at}: must be one path, URI or version reference")))?;
+            let text = text.ok_or_else(|| {
+                let list = if port_type(kind, name) == Some(PortType::Rows) { ", or a list of them" } else { "" };
+                Error::config(format!("{at}: must be one path, URI or version reference{list}"))
+            })?;
             InputSource::parse(text, at)
         };
         let source = match &value {
@@ -448,7 +460,7 @@ pub fn order(steps: &[(String, Step)]) -> Result<Vec<usize>> {
 pub fn dependencies(step: &Step) -> impl Iterator<Item = &str> {
     step.inputs.values().filter_map(|s| match s {
         InputSource::Step { step, .. } => Some(step.as_str()),
-        InputSource::External(_) | InputSource::List(_) => None,
+        _ => None,
     })
 }
 

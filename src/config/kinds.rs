@@ -26,7 +26,8 @@ pub enum Kind {
 pub enum PortType {
     /// One file.
     File,
-    /// Images, in one TSV or several or in folders; TSVs stay where they are and are read in ranges.
+    /// Images, in one file with rows (a TSV, a table, an archive) or several, or in folders; files with rows stay where they are and are read in
+    /// ranges.
     Rows,
     /// A folder.
     Folder,

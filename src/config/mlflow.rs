@@ -141,7 +141,7 @@ pub fn final_models(job: &Job) -> Vec<(String, String)> {
         .flat_map(|(_, step)| step.inputs.values())
         .filter_map(|source| match source {
             super::job::InputSource::Step { step, output } => Some((step.as_str(), output.as_str())),
-            super::job::InputSource::External(_) | super::job::InputSource::List(_) => None,
+            _ => None,
         })
         .collect();
     let mut models = Vec::new();

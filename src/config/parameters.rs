@@ -338,7 +338,7 @@ pub(super) fn one_label(key: &str, template: &str) -> Result<()> {
 pub struct EvaluateParameters {
     /// Neighbours of the kNN classifier.
     pub knn: usize,
-    /// What becomes of test images that are training or validation images too.
+    /// What becomes of test images that are training or validation images too, or validation images that are training images.
     pub repeated: InTwoSets,
 }
 

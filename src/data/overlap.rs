@@ -16,7 +16,7 @@ const SAMPLES: usize = 4;
 pub struct Overlap {
     /// How many images of the set have their content in the other.
     pub by_content: usize,
-    /// How many have their key in the other, which has another content there, or nobody knows which.
+    /// How many others have only their key there: with another content, or nobody knows which.
     pub by_key: usize,
     /// The key of the first of them, one by content if there is any.
     pub key: String,

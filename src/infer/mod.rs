@@ -36,7 +36,7 @@ pub struct Encoder {
     precision: InferencePrecision,
 }
 
-/// Vectors that are being computed.
+/// Unit vectors [count, dim] that are being computed: [`Encoder::finish`] waits for them.
 #[derive(Debug)]
 pub struct Encoding(Vectors);
 
@@ -79,7 +79,7 @@ impl Encoder {
     /// An encoder over parameters that somebody else holds, e.g. a running training.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Package`] naming a missing parameter.
+    /// [`crate::ErrorKind::Package`] naming a missing parameter; [`crate::ErrorKind::Engine`].
     pub fn over(
         params: &Params,
         config: ModelConfig,
@@ -124,11 +124,11 @@ impl Encoder {
         self.model.logit_scale().f_double_value(&[]).map_err(engine)
     }
 
-    /// Images as [`PixelContract::load_rgb`] writes them, one after the other, on their way to unit vectors. A GPU goes on with them
-    /// after this call.
+    /// Images as [`PixelContract::load_rgb`] writes them, [H, W, 3] bytes each, one after the other, on their way to unit vectors. A
+    /// GPU goes on with them after this call.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Engine`].
+    /// [`crate::ErrorKind::Internal`] when these are not whole images; [`crate::ErrorKind::Engine`].
     pub fn begin(&self, rgb: &[u8]) -> Result<Encoding> {
         let _guard = tch::no_grad_guard();
         let vectors = self.model.encode_image(&self.pixels.normalised(rgb)?, None)?;
@@ -141,7 +141,7 @@ impl Encoder {
     /// The unit vectors [count, dim] of what was begun, when they are there.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Engine`].
+    /// [`crate::ErrorKind::Engine`], also for what has failed on a GPU since it was begun.
     pub fn finish(&self, begun: Encoding) -> Result<Vec<f32>> {
         let vectors = match begun.0 {
             Vectors::Here(vectors) => vectors,

@@ -8,7 +8,7 @@ mod speed;
 
 use self::cost::{Layer, image_kept, image_layers, text_kept, text_layers};
 use super::ResolvedInput;
-use super::finetune::{Sets, check_leakage, open_sets, training_for};
+use super::finetune::{Sets, open_sets, training_for};
 use crate::config::compute::Compute;
 use crate::config::parameters::{ContrastiveBatch, FinetuneParameters};
 use crate::config::training::TrainingConfig;
@@ -149,8 +149,7 @@ pub(super) fn of_finetune(
     let parsed = training_for(&base, path("conf_files")?, parameters)?;
     let (config, shared) = parsed.config.shared_by(device::processes(compute))?;
     let mut warnings: Vec<String> = parsed.warnings.into_iter().chain(shared).collect();
-    let sets = open_sets(inputs, &config)?;
-    check_leakage(&sets, parameters.repeated)?;
+    let sets = open_sets(inputs, &config, parameters.repeated)?;
     let (train, validation) = (&sets.train, &sets.validation);
     let reference = sets.reference.as_ref().unwrap_or(train).len();
     let sizes = model_config(&base)?;

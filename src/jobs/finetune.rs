@@ -154,8 +154,7 @@ pub(super) fn read_training(path: &Path, parameters: &FinetuneParameters) -> Res
 
 /// Reads and checks the TSVs, before any model is loaded.
 fn read_sets(context: &StepContext<'_>, config: &TrainingConfig, repeated: InTwoSets) -> Result<Sets> {
-    let sets = open_sets(context.inputs, config)?;
-    check_leakage(&sets, repeated)?;
+    let sets = open_sets(context.inputs, config, repeated)?;
     for pairs in [Some(&sets.train), Some(&sets.validation), sets.reference.as_ref()].into_iter().flatten() {
         pairs.validate_images()?;
     }
@@ -163,7 +162,7 @@ fn read_sets(context: &StepContext<'_>, config: &TrainingConfig, repeated: InTwo
 }
 
 /// Refuses or warns of validation images that are learned from.
-pub(super) fn check_leakage(sets: &Sets, repeated: InTwoSets) -> Result<()> {
+fn check_leakage(sets: &Sets, repeated: InTwoSets) -> Result<()> {
     for (name, other) in [("image_tsv", Some(&sets.train)), ("eval_train_image_tsv", sets.reference.as_ref())] {
         let Some(other) = other else { continue };
         leakage::check(overlap::of_pairs(&sets.validation, other)?, ("eval_image_tsv", name), repeated)?;
@@ -171,8 +170,12 @@ pub(super) fn check_leakage(sets: &Sets, repeated: InTwoSets) -> Result<()> {
     Ok(())
 }
 
-/// The TSVs of the inputs, their rows checked; images are not looked at.
-pub(super) fn open_sets(inputs: &BTreeMap<String, ResolvedInput>, config: &TrainingConfig) -> Result<Sets> {
+/// The TSVs of the inputs, their rows checked, and that no validation image is learned from; images are not decoded.
+pub(super) fn open_sets(
+    inputs: &BTreeMap<String, ResolvedInput>,
+    config: &TrainingConfig,
+    repeated: InTwoSets,
+) -> Result<Sets> {
     let given = |name: &str| inputs.get(name).map(|input| input.path.as_path());
     let path = |name: &str| Ok(super::resolved(inputs, name)?.path.as_path());
     let labels = Labels::read(path("label_file")?)?;
@@ -202,7 +205,9 @@ pub(super) fn open_sets(inputs: &BTreeMap<String, ResolvedInput>, config: &Train
             train.image_path().display()
         )));
     }
-    Ok(Sets { labels, train, validation, reference })
+    let sets = Sets { labels, train, validation, reference };
+    check_leakage(&sets, repeated)?;
+    Ok(sets)
 }
 
 fn package(

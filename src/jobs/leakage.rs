@@ -21,19 +21,21 @@ pub(super) fn check(overlap: Option<Overlap>, (set, other): (&str, &str), allowe
     }
     if by_key > 0 {
         let of = if by_content > 0 { String::new() } else { format!(" of {set}") };
-        let whose = if by_key == 1 { "names" } else { "name" };
-        found.push(format!("{}{of} {whose} another image in {other}", count(by_key, "key")));
+        let names = if by_key == 1 { "names" } else { "name" };
+        let unseen = "another image, or one whose content is not known,";
+        found.push(format!("{}{of} {names} {unseen} in {other}", count(by_key, "key")));
     }
     let there = if key == other_key { String::new() } else { format!(", there '{other_key}'") };
     let first = if by_content + by_key == 1 { "it is" } else { "the first is" };
     let text = format!("{} ({first} '{key}'{there})", found.join(", and "));
     match allowed {
         InTwoSets::Allow => {
-            tracing::warn!("{text}: results on them say little");
+            tracing::warn!("{text}: results on images that are in both say little");
             Ok(())
         }
         InTwoSets::Error => {
-            Err(Error::data(format!("{text}: remove them from one of the two, or set parameters.repeated to allow")))
+            let advice = "remove images that are in both from one of them, give different images different keys";
+            Err(Error::data(format!("{text}: {advice}, or set parameters.repeated to allow")))
         }
     }
 }

@@ -244,8 +244,7 @@ impl Runner<'_> {
         let inputs = inputs::resolve(self.store, self.job, step, (&self.made, &mut self.pins))?;
         record.inputs = inputs.iter().map(|(n, i)| (n.clone(), i.record(self.store))).collect();
         for (input, resolved) in &inputs {
-            let external = !matches!(step.inputs.get(input), None | Some(crate::config::job::InputSource::Step { .. }));
-            if external {
+            if step.inputs.get(input).is_some_and(|source| !source.external().is_empty()) {
                 let key =
                     if self.record.kind == Kind::Pipeline.name() { format!("{name}.{input}") } else { input.clone() };
                 self.record.inputs.insert(key, resolved.record(self.store));

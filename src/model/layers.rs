@@ -3,6 +3,7 @@
 use super::TchResult;
 use super::params::Params;
 use crate::error::Result;
+use medtune_native::GpuKernels;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// What activation checkpointing needs of a layer: a second handle for the segment to own, and whether it is worth it.
@@ -100,6 +101,11 @@ impl LayerNorm {
         Ok(LayerNorm { weight, bias, eps })
     }
 
+    /// [`LayerNorm::forward`] in bfloat16 by a GPU's kernel: x [..., C], C a multiple of 8 up to [`GpuKernels::MOST_CHANNELS`].
+    pub(crate) fn on_gpu(&self, kernels: GpuKernels, x: &Tensor) -> TchResult<Tensor> {
+        kernels.layer_norm(x, &self.weight, &self.bias, self.eps).map_err(TchError::Torch)
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> TchResult<Tensor> {
         let kind = x.kind();
         // on the CPU libtorch takes bf16 with weights in f32, and computes in f32 itself
@@ -144,6 +150,12 @@ impl Conv2d {
     pub fn new(params: &Params, path: &str, (stride, padding, groups): (i64, i64, i64)) -> Result<Conv2d> {
         let (weight, bias) = (params.get(&format!("{path}.weight"))?, params.get(&format!("{path}.bias"))?);
         Ok(Conv2d { weight, bias, stride, padding, groups })
+    }
+
+    /// The same convolution, its weight laid out as grids [B, H, W, C] are.
+    pub(crate) fn channels_last(&self) -> TchResult<Conv2d> {
+        let weight = self.weight.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
+        Ok(Conv2d { weight, ..self.shared() })
     }
 
     /// `x + convolution(x)` of a 3x3 depthwise convolution, on [B, H, W, C].

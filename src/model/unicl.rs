@@ -48,7 +48,7 @@ impl UniCl {
     }
 
     /// Builds a model that cannot be trained out of f32 parameters, which it takes: on a CPU the image encoder's weights are
-    /// laid out for its products, on a GPU and in bf16 it has kernels of its own. With `bfloat16` both towers compute in bf16, norms and projections in f32.
+    /// laid out for its products, on a GPU and in bf16 it has kernels of its own where there are any for its sizes, and else a warning. With `bfloat16` both towers compute in bf16, norms and projections in f32.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] naming a missing parameter; [`crate::ErrorKind::Engine`].
@@ -64,7 +64,7 @@ impl UniCl {
             false => None,
         };
         let fixed = match kernels {
-            Some(kernels) => Some(ImageEncoder::Gpu(GpuDaVit::new(&config.image, &mut params, &kernels)?)),
+            Some(kernels) => Some(ImageEncoder::Gpu(GpuDaVit::new(&config.image, &mut params, kernels)?)),
             None if device.is_cuda() => None,
             None => Some(ImageEncoder::Fixed(FixedDaVit::new(&config.image, &mut params, kind)?)),
         };

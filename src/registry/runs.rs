@@ -46,7 +46,7 @@ pub struct InputRecord {
     pub reference: Option<String>,
     /// Where it was read from.
     pub uri: String,
-    /// SHA-256 of the file, or the digest of the version; empty for what was read in ranges from somewhere else.
+    /// SHA-256 of the file, or over those of several and over names, or the digest of the version; empty for what was read in ranges from somewhere else.
     pub sha256: String,
     /// A hash over place, ETag and size of what was read in ranges from somewhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]

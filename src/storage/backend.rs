@@ -21,7 +21,7 @@ use super::uri::{self, Location};
 use super::{check_key, tls};
 
 /// A client, and what must be known of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Backend {
     pub(super) client: Arc<dyn ObjectStore>,
     /// Where the client's paths start, without a trailing slash.

@@ -64,6 +64,23 @@ impl Source {
         Ok(Source { backend: backend::connect(location, settings)?, uri: shown, web })
     }
 
+    /// What has this name in this folder, reached by the same client. Not of web servers, whose names have no order.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Source {
+        self.at(joined(&self.backend.path, name))
+    }
+
+    /// The folder that this lies in, reached by the same client; as [`child`](Self::child).
+    #[must_use]
+    pub fn parent(&self) -> Source {
+        self.at(self.backend.path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned())
+    }
+
+    fn at(&self, path: String) -> Source {
+        let uri = joined(&self.backend.root_uri, &path);
+        Source { backend: Backend { path, ..self.backend.clone() }, uri, web: self.web }
+    }
+
     /// The URI in one spelling, without secrets.
     #[must_use]
     pub fn uri(&self) -> &str {
@@ -106,6 +123,9 @@ impl Source {
     /// # Errors
     /// Those of reaching the store, also that its bucket does not exist.
     pub fn is_file(&self) -> Result<bool> {
+        if self.backend.path.is_empty() && !self.web {
+            return Ok(false);
+        }
         let object = self.object(&self.backend.path)?;
         match run(self.backend.client.head(&object.path))? {
             Ok(_) => Ok(true),
@@ -240,7 +260,7 @@ impl Source {
 
     /// The path of another name in the same folder.
     fn beside(&self, name: &str) -> String {
-        self.backend.path.rsplit_once('/').map_or_else(|| name.to_owned(), |(folder, _)| format!("{folder}/{name}"))
+        joined(self.backend.path.rsplit_once('/').map_or("", |(folder, _)| folder), name)
     }
 
     /// The object itself, or that of another name in the same folder.
@@ -250,8 +270,7 @@ impl Source {
     }
 
     fn object(&self, path: &str) -> Result<Object> {
-        let root = &self.backend.root_uri;
-        let uri = if path.is_empty() { root.clone() } else { format!("{root}/{path}") };
+        let uri = joined(&self.backend.root_uri, path);
         let path = object_path(path, &uri)?;
         Ok(Object { client: self.backend.client.clone(), path, uri, local: false })
     }
@@ -265,6 +284,11 @@ impl Source {
         let read = async { self.backend.client.get(&object.path).await?.bytes().await };
         Ok(run(read)?.map_err(|e| storage_error("read", &self.uri, e))?.into())
     }
+}
+
+/// A folder and what is in it; either may be empty.
+fn joined(folder: &str, name: &str) -> String {
+    if folder.is_empty() || name.is_empty() { format!("{folder}{name}") } else { format!("{folder}/{name}") }
 }
 
 /// The raw key as a path: nothing is encoded or decoded, since other tools have written it.

@@ -177,13 +177,13 @@ def an_image_in_two_sets(bench, folder, kind):
         texts = write_tsv(folder / "texts.tsv", [(name, text_rows()[0][1]) for name, _ in rows])
         evaluation = {"eval_image_tsv": write_tsv(folder / "images.tsv", rows), "eval_text_tsv": texts}
         if kind == "names":
-            return bench.finetune({"repeated": "error"}, **evaluation), ("1 key of eval_image_tsv names another image in image_tsv", key)
+            return bench.finetune({"repeated": "error"}, **evaluation), ("1 key of eval_image_tsv names another image, or one whose content is not known, in image_tsv", key)
         # the training set has other names
         train = [(f"train/{name}", image) for name, image in image_rows()]
         training = {"image_tsv": write_tsv(folder / "train.tsv", train), "text_tsv": write_tsv(folder / "train_texts.tsv", [(f"train/{name}", text) for name, text in text_rows()])}
         compared = {"eval_train_image_tsv": bench.images, "eval_train_text_tsv": bench.texts}
         job = bench.finetune({"repeated": "error"}, **evaluation, **training, **compared)
-        return job, ("1 key of eval_image_tsv names another image in eval_train_image_tsv", key)
+        return job, ("1 key of eval_image_tsv names another image, or one whose content is not known, in eval_train_image_tsv", key)
     if kind == "Finetune":
         # the same image under another name
         rows = [(f"other/{key}", image_rows()[-1][1])]

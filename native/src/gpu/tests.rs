@@ -1,4 +1,4 @@
-//! Each kernel against the plain operations that define it. All of this needs a GPU; that the kernels compile is tested everywhere, by
+//! Each kernel against the plain operations that define it. What computes needs a GPU; that the kernels compile is tested everywhere, by
 //! tests/python/test_gpu_kernels.py.
 
 use super::*;

@@ -9,7 +9,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::blob::{Ahead, Blob, BlobReader, Failure};
-use super::{LONGEST, Line, RowSource};
+use super::{LONGEST, Line, RowSource, offsets, too_long};
 use crate::data::folder::is_image;
 use crate::error::{Error, Result};
 
@@ -113,7 +113,7 @@ fn one(zip: &mut ZipArchive<BlobReader>, entry: usize) -> Found {
     let file = zip.by_index(entry).map_err(unpacked)?;
     let size = file.size();
     if size > LONGEST {
-        return Err(format!("it has more than {LONGEST} bytes"));
+        return Err(too_long());
     }
     let mut bytes = Vec::new();
     // what is longer than it says is not read to its end
@@ -172,12 +172,10 @@ impl ArchivedImages {
     }
 
     fn over(place: String, archives: Vec<Archive>, rows: Vec<(String, Place)>) -> ArchivedImages {
-        let mut offsets = vec![0];
-        let mut end = 0;
-        for (_, place) in &rows {
-            end += place.as_ref().map_or(0, |&(archive, entry)| archives[archive].size(entry));
-            offsets.push(end);
-        }
+        let size = |(_, place): &(String, Place)| {
+            place.as_ref().map_or(0, |&(archive, entry): &(usize, usize)| archives[archive].size(entry))
+        };
+        let offsets = offsets(rows.iter().map(size));
         ArchivedImages { place, archives, rows, offsets }
     }
 }
@@ -221,6 +219,12 @@ impl RowSource for ArchivedImages {
     }
 }
 
+/// Whether a file is an archive, by its name.
+#[must_use]
+pub fn is_archive(name: &str) -> bool {
+    name.ends_with(".zip")
+}
+
 /// Whether a file is a map by its beginning.
 ///
 /// # Errors
@@ -251,7 +255,7 @@ fn text(map: &Blob) -> Result<String> {
 /// Archive and image of a line. What follows a tab, the class in the original's sets, is not looked at. An archive lies beside its map.
 fn parts(line: &str) -> Option<(&str, &str)> {
     let (archive, image) = line.split('\t').next()?.split_once(SEPARATOR)?;
-    let plain = archive.ends_with(".zip") && !archive.contains(['/', '\\']);
+    let plain = is_archive(archive) && !archive.contains(['/', '\\']);
     (plain && !image.is_empty()).then_some((archive, image))
 }
 

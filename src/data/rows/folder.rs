@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{LONGEST, Line, RowSource};
+use super::{LONGEST, Line, RowSource, offsets, too_long};
 use crate::data::folder::{Tree, tree};
 use crate::error::{Error, Result};
 
@@ -32,13 +32,7 @@ impl ImageFolder {
             std::fs::metadata(&path).map(|about| about.len()).map_err(|e| Error::io("read the size of", &path, e))
         };
         let sizes = images.par_iter().map(size).collect::<Result<Vec<u64>>>()?;
-        let mut end = 0;
-        let ends = sizes.iter().map(|size| {
-            end += size;
-            end
-        });
-        let offsets = std::iter::once(0).chain(ends).collect();
-        Ok(ImageFolder { root: root.to_owned(), keys: images, offsets })
+        Ok(ImageFolder { root: root.to_owned(), keys: images, offsets: offsets(sizes) })
     }
 }
 
@@ -59,7 +53,7 @@ impl RowSource for ImageFolder {
         let read = |row: usize| {
             let key = &self.keys[row];
             if self.bytes(row..row + 1) > LONGEST {
-                return Ok(Line::bad(Some(key), format!("it has more than {LONGEST} bytes")));
+                return Ok(Line::bad(Some(key), too_long()));
             }
             let path = self.root.join(key);
             match std::fs::read(&path) {

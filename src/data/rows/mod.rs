@@ -1,4 +1,5 @@
-//! Images for work that goes through them once, whatever they lie in: TSVs, folders; one of these or several in a row.
+//! Images for work that goes through them once, whatever they lie in: TSVs, ZIP archives, Parquet and Arrow files, folders; one of these
+//! or several in a row.
 //!
 //! Guarantees: memory holds the places of rows and the rows that are asked for; what is wrong with a single row concerns that row
 //! alone, see [`Line::image`].
@@ -19,6 +20,7 @@ use super::index::decode_value;
 use crate::error::Result;
 
 use archive::ArchivedImages;
+pub use archive::is_archive;
 use blob::Blob;
 use folder::ImageFolder;
 use table::Table;
@@ -31,6 +33,19 @@ const LONGEST: u64 = 1 << 30;
 
 /// An image row that can be used: its key and the encoded image.
 pub type ImageRow = (String, Vec<u8>);
+
+/// Where each one's bytes would begin if all were one file, and where the last one's would end.
+fn offsets(sizes: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    let mut offsets = vec![0u64];
+    // what an archive says of sizes may be anything
+    sizes.into_iter().for_each(|size| offsets.push(offsets[offsets.len() - 1].saturating_add(size)));
+    offsets
+}
+
+/// What is wrong with a row of more than [`LONGEST`] bytes.
+fn too_long() -> String {
+    format!("it has more than {LONGEST} bytes")
+}
 
 /// Why a row cannot be used, and its key where it can be read.
 pub type Fault = (Option<String>, String);
@@ -153,7 +168,7 @@ impl RowsAt {
                 let archives = archives.iter().map(archive).collect::<Result<_>>()?;
                 Box::new(ArchivedImages::mapped(&map.blob()?, archives)?)
             }
-            at if at.place().ends_with(".zip") => Box::new(ArchivedImages::of(at.blob()?)?),
+            at if is_archive(&at.place()) => Box::new(ArchivedImages::of(at.blob()?)?),
             at if is_table(&at.place()) => Box::new(Table::open(at.blob()?, columns)?),
             RowsAt::File(path) => Box::new(RowFile::open(path)?),
             RowsAt::Remote(remote) => Box::new(RowFile::remote((**remote).clone())?),
@@ -218,7 +233,8 @@ impl ImageRows {
     /// `NotFound` or `Storage` when one cannot be read; `Data` when a line index does not belong to its TSV, or a folder has names that
     /// cannot be keys.
     pub fn open(places: &[RowsAt], columns: &Columns) -> Result<ImageRows> {
-        allow_open_files(places.len());
+        let files = |at: &RowsAt| if let RowsAt::Map(_, archives) = at { archives.len() + 1 } else { 1 };
+        allow_open_files(places.iter().map(files).sum());
         let mut rows = ImageRows { parts: Vec::with_capacity(places.len()), len: 0, last: AtomicUsize::new(0) };
         for place in places {
             let part = place.open(columns)?;

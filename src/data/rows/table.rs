@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Schema};
 use arrow::util::display::array_value_to_string;
 
 use super::blob::Blob;
-use super::{Columns, LONGEST, Line, RowSource};
+use super::{Columns, LONGEST, Line, RowSource, too_long};
 use crate::error::{Error, Result};
 use crate::panics::caught;
 
@@ -65,15 +65,18 @@ impl Chosen {
     fn projection(&self) -> Vec<usize> {
         let mut columns: Vec<usize> = std::iter::once(self.image).chain(self.key).collect();
         columns.sort_unstable();
-        columns.dedup();
         columns
     }
 
     /// Image and keys of what was read with the projection.
     fn of<'b>(&self, batch: &'b RecordBatch) -> Option<(&'b ArrayRef, Option<&'b ArrayRef>)> {
-        let place = |column| self.projection().iter().position(|&c| c == column);
-        let key = self.key.map(|key| place(key).and_then(|at| batch.columns().get(at)));
-        Some((batch.columns().get(place(self.image)?)?, key.map_or(Some(None), |key| key.map(Some))?))
+        let read = self.projection();
+        let column = |at| batch.columns().get(read.iter().position(|&c| c == at)?);
+        let key = match self.key {
+            Some(key) => Some(column(key)?),
+            None => None,
+        };
+        Some((column(self.image)?, key))
     }
 }
 
@@ -143,9 +146,7 @@ impl Table {
             None => path_of(images, row).unwrap_or_else(fallback),
         };
         match bytes_of(images, row) {
-            Some(image) if image.len() as u64 > LONGEST => {
-                Line::bad(Some(&key), format!("it has more than {LONGEST} bytes"))
-            }
+            Some(image) if image.len() as u64 > LONGEST => Line::bad(Some(&key), too_long()),
             Some(image) => Line::image_of(&key, image.to_vec()),
             None => Line::bad(Some(&key), "the image is null".to_owned()),
         }

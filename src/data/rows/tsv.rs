@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::storage::RemoteFile;
 
 use super::blob::Blob;
-use super::{LONGEST, Line, RowSource};
+use super::{LONGEST, Line, RowSource, too_long};
 use crate::data::index::{body, parse, read, stale};
 use crate::data::tsv::index_path;
 
@@ -126,8 +126,7 @@ impl RowSource for RowFile {
     fn read(&self, rows: Range<usize>) -> Result<Vec<Line>> {
         let (start, end) = (self.start(rows.start), self.start(rows.end));
         if rows.len() == 1 && end - start > LONGEST {
-            let reason = format!("it has more than {LONGEST} bytes");
-            return self.check_long(rows.start, start..end).map(|()| vec![Line::bad(None, reason)]);
+            return self.check_long(rows.start, start..end).map(|()| vec![Line::bad(None, too_long())]);
         }
         let bytes = self.blob.read(start..end)?;
         rows.map(|row| {

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 pub(super) struct Speed {
     images: u64,
     bytes: u64,
-    /// How long the model waited for pixels.
+    /// How long the thread of the model waited for pixels; a GPU may have computed meanwhile.
     waited: Duration,
-    /// How long the model computed.
+    /// How long it computed or, with a GPU, gave it work and waited for it.
     computed: Duration,
     elapsed: Duration,
 }

@@ -11,11 +11,12 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-/// Chunks of rows read ahead of decoding, and batches decoded ahead of the model.
+/// Chunks of rows that wait for decoding, and batches that wait for the model beside those decoded together.
 pub(super) const AHEAD: usize = 2;
-/// Batches that are decoded together, and images where these are more: being asked to stop is seen between two times.
-const DECODED: usize = 4;
-const MOST_DECODED: usize = 256;
+/// Batches that are decoded together,
+const BATCHES_TOGETHER: usize = 4;
+/// and the images that these are at most, unless one batch has more: being asked to stop is seen between two times.
+const IMAGES_TOGETHER: usize = 256;
 /// Bytes of rows read at once, unless a single row has more: enough for a few requests to a bucket at the same time.
 const CHUNK_BYTES: u64 = 24 << 20;
 
@@ -113,7 +114,7 @@ impl Loader<'_> {
     /// Whether anybody still takes what is decoded.
     fn shard(&self, shard: usize, rows: &Range<usize>) -> Result<bool> {
         let batch = self.batch * self.contract.tensor_len();
-        let together = (DECODED * self.batch).min(MOST_DECODED).max(self.batch);
+        let together = (BATCHES_TOGETHER * self.batch).min(IMAGES_TOGETHER).max(self.batch);
         let mut items = Vec::with_capacity(rows.len());
         let mut waiting: Vec<u8> = Vec::new();
         let mut bytes = 0;

@@ -1,4 +1,4 @@
-//! Embed: the images of a TSV to one unit vector each, in shards of rows.
+//! Embed: images to one unit vector each, in shards of rows.
 //!
 //! Guarantees:
 //! - **A shard that was finished is not done again.** It lies in the store, whole, and a later run of the same step takes it up; what
@@ -44,7 +44,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EmbedParameters) -> Re
         &Columns { image: parameters.image_column.clone(), key: parameters.key_column.clone() },
     )?;
     if images.is_empty() {
-        return Err(Error::data(format!("{} has no rows", images.place())));
+        let wanted = "give TSVs, Parquet or Arrow files, ZIP archives, or images such as .jpg and .png";
+        return Err(Error::data(format!("{} has no rows: {wanted}", images.place())));
     }
     let pixels = &mut package.config.pixels;
     pixels.jpeg_quality = parameters.image_standardization_jpeg_compression_ratio.unwrap_or(pixels.jpeg_quality);

@@ -24,7 +24,8 @@ pub struct ResolvedInput {
     pub reference: String,
     /// The file or folder.
     pub path: PathBuf,
-    /// SHA-256 over the content: a file's own, or that of a folder's names and hashes; see also [`ResolvedInput::identity`].
+    /// SHA-256 over the content: a file's own (of a table with its name), or that of names and hashes of a folder, of a pattern's files, or
+    /// of a list; see also [`ResolvedInput::identity`].
     pub digest: String,
     /// Bytes in all.
     pub size: u64,
@@ -162,18 +163,12 @@ pub(super) fn resolve_given(
 pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> Result<()> {
     for (name, source) in &step.inputs {
         let port = port_type(step.kind, name)?;
-        let text = match source {
-            InputSource::External(text) if port != PortType::Rows => text,
-            InputSource::External(text) => {
-                rows::check(store, job, std::slice::from_ref(text), pins).context(|| format!("input {name}"))?;
-                continue;
-            }
-            InputSource::List(texts) => {
-                rows::check(store, job, texts, pins).context(|| format!("input {name}"))?;
-                continue;
-            }
-            InputSource::Step { .. } => continue,
-        };
+        let texts = source.external();
+        if port == PortType::Rows {
+            rows::check(store, job, texts, pins).context(|| format!("input {name}"))?;
+            continue;
+        }
+        let [text] = texts else { continue };
         let path = locate(store, job, (text, port), pins).and_then(|found| match found {
             Located::Path(path) => Ok(Some(path)),
             // what nobody looks into now is fetched when its step begins

@@ -1,13 +1,13 @@
-//! An input of images: a TSV, a folder of TSVs or of images, all files that a pattern matches, a version with any of these; or several
-//! of them, one after the other.
+//! An input of images: a file with rows (a TSV, a table, an archive, a map of archives), a folder of such files or of images, all files
+//! that a pattern matches, a version with any of these; or several of them, one after the other.
 //!
-//! TSVs stay where they are, also in a bucket. A folder of images in a bucket is copied to this machine, through the cache.
+//! Files with rows stay where they are, also in a bucket. A folder of images in a bucket is copied to this machine, through the cache.
 
 use super::{Located, Pins, ResolvedInput, fetch, folder_digest, locate, main_files};
 use crate::config::job::Job;
 use crate::config::kinds::PortType;
 use crate::data::folder::is_image;
-use crate::data::rows::{RemoteRows, RowsAt, is_table};
+use crate::data::rows::{RemoteRows, RowsAt, is_archive, is_table};
 use crate::data::tsv::{companions, index_path};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::registry::{self, FileEntry, Version};
@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
 /// Where one of the sources is, with nothing read yet.
 pub(super) enum Place {
     Version(Box<Version>),
-    /// Of this machine: what it was named, and the TSVs.
+    /// Of this machine: what it was named, and the files.
     Files(PathBuf, Vec<PathBuf>),
     /// A folder of images of this machine.
     Folder(PathBuf),
-    /// What it was named, and the TSVs.
+    /// What it was named, and the files.
     Objects(String, Vec<Source>),
     /// A folder of images.
     Below(Source),
@@ -69,7 +69,7 @@ pub(super) fn find(store: &Store, job: &Job, text: &str, pins: &mut Pins) -> Res
     match locate(store, job, (text, PortType::Rows), pins)? {
         Located::Version(version) => Ok(Place::Version(version)),
         Located::Path(path) => find_here(path),
-        Located::Source(source) => find_there(store, source),
+        Located::Source(source) => find_there(source),
     }
 }
 
@@ -111,17 +111,16 @@ fn files_of(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>
     Ok(files)
 }
 
-fn find_there(store: &Store, source: Source) -> Result<Place> {
+fn find_there(source: Source) -> Result<Place> {
     let uri = source.uri().to_owned();
     if source.is_file()? {
         return Ok(Place::Objects(uri, vec![source]));
     }
     if is_pattern(source.name()) && !source.is_web() {
         let pattern = pattern(source.name(), &uri)?;
-        let folder = uri.strip_suffix(source.name()).unwrap_or(&uri).trim_end_matches('/').to_owned();
-        let names = store.source(&folder)?.names()?;
-        let matching = names.into_iter().filter(|name| matches(&pattern, name));
-        let objects = matching.map(|name| store.source(&format!("{folder}/{name}"))).collect::<Result<Vec<_>>>()?;
+        let folder = source.parent();
+        let matching = folder.names()?.into_iter().filter(|name| matches(&pattern, name));
+        let objects: Vec<Source> = matching.map(|name| folder.child(&name)).collect();
         if objects.is_empty() {
             return Err(Error::not_found(format!("no object matches '{uri}'")));
         }
@@ -131,7 +130,7 @@ fn find_there(store: &Store, source: Source) -> Result<Place> {
         return Err(Error::not_found(format!("there is no '{uri}'")));
     }
     let names = source.names()?.into_iter().filter(|name| has_rows(name));
-    let objects = names.map(|name| store.source(&format!("{uri}/{name}"))).collect::<Result<Vec<_>>>()?;
+    let objects: Vec<Source> = names.map(|name| source.child(&name)).collect();
     Ok(if objects.is_empty() { Place::Below(source) } else { Place::Objects(uri, objects) })
 }
 
@@ -174,6 +173,9 @@ pub(super) fn one(store: &Store, place: Place) -> Result<ResolvedInput> {
                 None => here(fetch(store, source, PortType::File)?),
             };
             let beside = |source: &Source, name: &str| {
+                if !source.is_web() {
+                    return there(&source.parent().child(name));
+                }
                 let folder = source.uri().strip_suffix(source.name()).unwrap_or_default();
                 there(&store.source(&format!("{folder}{name}"))?)
             };
@@ -225,7 +227,8 @@ fn with_archives<T>(
     Ok((rows, known))
 }
 
-/// What one or several contents are known by, and their bytes: of one its own hash.
+/// What one or several contents are known by, and their bytes: of one its own hash (with its name, of a table), of several a hash over
+/// theirs.
 fn together(known: Vec<Identity>) -> Identity {
     let size = known.iter().map(|(_, size)| size).sum();
     let digest = match known.as_slice() {
@@ -262,7 +265,8 @@ fn in_version(version: &Version) -> Result<Vec<&FileEntry>> {
     if files.len() == 1 && !is_image(Path::new(&files[0].path)) {
         return Ok(files);
     }
-    let with_rows: Vec<&FileEntry> = files.iter().copied().filter(|file| has_rows(&file.path)).collect();
+    let top = |file: &&FileEntry| !file.path.contains('/') && has_rows(&file.path);
+    let with_rows: Vec<&FileEntry> = files.iter().copied().filter(top).collect();
     if with_rows.is_empty() && !files.iter().any(|file| is_image(Path::new(&file.path))) {
         let text = format!("{} has no files with rows and no images; this input takes them", version.reference());
         return Err(Error::config(text));
@@ -340,13 +344,12 @@ fn published(store: &Store, version: &Version, file: &FileEntry) -> Result<crate
     Err(Error::data(format!("'{uri}' has {size} bytes; {expected}")))
 }
 
-/// Whether a file of a folder is read row by row, by its name.
+/// Whether a file of a folder is read row by row, by its name: hidden ones are not.
 fn has_rows(name: &str) -> bool {
+    if name.starts_with('.') {
+        return false;
+    }
     is_archive(name) || is_table(name) || Path::new(name).extension().is_some_and(|extension| extension == "tsv")
-}
-
-fn is_archive(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|extension| extension == "zip")
 }
 
 fn is_index(name: &str) -> bool {

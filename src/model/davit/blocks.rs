@@ -17,6 +17,16 @@ pub(super) enum Attention {
     Channel { groups: i64 },
 }
 
+impl Attention {
+    /// What its layers are called among the parameters of a block.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Attention::Window { .. } => "window_attn",
+            Attention::Channel { .. } => "channel_attn",
+        }
+    }
+}
+
 /// A block's sizes and its place in the drop-path order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockSpec {
@@ -41,10 +51,7 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn new(params: &Params, path: &str, spec: BlockSpec) -> Result<Block> {
-        let attention = match spec.attention {
-            Attention::Window { .. } => "window_attn",
-            Attention::Channel { .. } => "channel_attn",
-        };
+        let attention = spec.attention.name();
         let depthwise = (1, 1, spec.dim);
         Ok(Block {
             spec,

@@ -1,8 +1,10 @@
-//! The image encoder for inference on a CPU: the same network as [`super::DaVit`], over weights that are laid out once and
-//! cannot change any more. Residuals and GELU are part of the products before them.
+//! The image encoder for inference: the same network as [`super::DaVit`], over weights that are laid out once and cannot change any
+//! more. On a CPU residuals and GELU are part of the products before them; [`gpu`] runs the same layers on a GPU.
 
-use super::EPS;
+pub(crate) mod gpu;
+
 use super::blocks::Attention;
+use super::{EPS, blocks_of};
 use crate::error::Result;
 use crate::model::config::ImageEncoderConfig;
 use crate::model::layers::{Conv2d, LayerNorm};
@@ -11,7 +13,7 @@ use crate::model::{TchResult, engine, engine_text};
 use medtune_native::FixedLinear;
 use tch::{Kind, TchError, Tensor};
 
-/// The image encoder, for inference on a CPU.
+/// The image encoder, for inference on a CPU, or for `gpu` to run.
 #[derive(Debug)]
 pub struct FixedDaVit {
     stages: Vec<Stage>,
@@ -34,7 +36,7 @@ struct Block {
     conv2: Depthwise,
     attention_norm: LayerNorm,
     qkv: FixedLinear,
-    /// The bias of `qkv` in f32, which is what attention sees of tokens beyond the grid.
+    /// The bias of `qkv`, which is what attention sees of tokens beyond the grid: in f32, on a GPU in bf16.
     outside: Tensor,
     proj: FixedLinear,
     ffn_norm: LayerNorm,
@@ -42,7 +44,7 @@ struct Block {
     fc2: FixedLinear,
 }
 
-/// A 3x3 depthwise convolution, in f32 whatever the type of what goes in.
+/// The weight `[C, 1, 3, 3]`, on a GPU `[9, C]`, and bias `[C]` of a 3x3 depthwise convolution, in f32 whatever the type of what goes in.
 #[derive(Debug)]
 struct Depthwise {
     weight: Tensor,
@@ -50,23 +52,15 @@ struct Depthwise {
 }
 
 impl FixedDaVit {
-    /// Takes the parameters under `image_encoder.` out of `params`, f32 on the CPU, to compute in `kind`: f32 or bf16.
+    /// Takes the parameters under `image_encoder.` out of `params`, f32 on the device that computes, to compute in `kind`: f32 or bf16.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] naming a missing parameter; [`crate::ErrorKind::Engine`].
     pub fn new(config: &ImageEncoderConfig, params: &mut Params, kind: Kind) -> Result<FixedDaVit> {
         let mut stages = Vec::new();
         for i in 0..config.dim_embed.len() {
-            let kinds = [
-                ("spatial_block", Attention::Window { heads: config.num_heads[i], size: config.window_size }),
-                ("channel_block", Attention::Channel { groups: config.num_groups[i] }),
-            ];
-            let mut blocks = Vec::new();
-            for j in 0..config.depths[i] {
-                for (name, attention) in kinds {
-                    blocks.push(Block::new(params, &format!("image_encoder.blocks.{i}.{j}.{name}"), attention, kind)?);
-                }
-            }
+            let blocks = blocks_of(config, i).map(|(path, attention)| Block::new(params, &path, attention, kind));
+            let blocks = blocks.collect::<Result<_>>()?;
             let path = format!("image_encoder.convs.{i}");
             for part in ["weight", "bias"] {
                 let name = format!("{path}.proj.{part}");
@@ -87,7 +81,7 @@ impl FixedDaVit {
         Ok(FixedDaVit { stages, norms: LayerNorm::new(params, "image_encoder.norms", EPS)?, kind })
     }
 
-    /// Pixels [B, 3, H, W] to features [B, C of the last stage], f32.
+    /// Pixels [B, 3, H, W] to features [B, C of the last stage], f32; on a CPU.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Engine`].
@@ -117,10 +111,7 @@ impl Stage {
 
 impl Block {
     fn new(params: &mut Params, path: &str, attention: Attention, kind: Kind) -> Result<Block> {
-        let name = match attention {
-            Attention::Window { .. } => "window_attn",
-            Attention::Channel { .. } => "channel_attn",
-        };
+        let name = attention.name();
         Ok(Block {
             attention,
             conv1: Depthwise::new(params, &format!("{path}.conv1.fn.dw"))?,

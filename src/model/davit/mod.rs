@@ -1,7 +1,6 @@
 //! DaViT: stages of a patch-embedding convolution and blocks; each block attends over windows, then over channels.
 
 mod blocks;
-pub(super) mod gpu;
 mod inference;
 
 use super::config::ImageEncoderConfig;
@@ -12,6 +11,7 @@ use super::{TchResult, engine};
 use crate::error::Result;
 use blocks::{Attention, Block, BlockSpec};
 pub use inference::FixedDaVit;
+pub(super) use inference::gpu;
 use tch::{Kind, Tensor};
 
 /// Epsilon of every layer norm of the image encoder.
@@ -33,6 +33,17 @@ struct Stage {
     blocks: Vec<Block>,
 }
 
+/// The blocks of a stage in their order: where the parameters of each are, and what it attends over.
+fn blocks_of(config: &ImageEncoderConfig, stage: usize) -> impl Iterator<Item = (String, Attention)> {
+    let kinds = [
+        ("spatial_block", Attention::Window { heads: config.num_heads[stage], size: config.window_size }),
+        ("channel_block", Attention::Channel { groups: config.num_groups[stage] }),
+    ];
+    (0..config.depths[stage]).flat_map(move |pair| {
+        kinds.map(|(name, attention)| (format!("image_encoder.blocks.{stage}.{pair}.{name}"), attention))
+    })
+}
+
 impl DaVit {
     /// Takes the parameters under `image_encoder.`.
     ///
@@ -47,18 +58,11 @@ impl DaVit {
             let path = format!("image_encoder.convs.{i}");
             let shape = (config.patch_stride[i], config.patch_padding[i], 1);
             let mut blocks = Vec::new();
-            for j in 0..config.depths[i] {
-                let kinds = [
-                    ("spatial_block", Attention::Window { heads: config.num_heads[i], size: config.window_size }),
-                    ("channel_block", Attention::Channel { groups: config.num_groups[i] }),
-                ];
-                for (name, attention) in kinds {
-                    let path = format!("image_encoder.blocks.{i}.{j}.{name}");
-                    let spec =
-                        BlockSpec { dim: config.dim_embed[i], attention, drop_path: rate(index), index: index as u64 };
-                    blocks.push(Block::new(params, &path, spec)?);
-                    index += 1;
-                }
+            for (path, attention) in blocks_of(config, i) {
+                let spec =
+                    BlockSpec { dim: config.dim_embed[i], attention, drop_path: rate(index), index: index as u64 };
+                blocks.push(Block::new(params, &path, spec)?);
+                index += 1;
             }
             stages.push(Stage {
                 conv: Conv2d::new(params, &format!("{path}.proj"), shape)?,
