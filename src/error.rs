@@ -24,6 +24,8 @@ pub enum ErrorKind {
     NotFound,
     /// Something with this name exists already, with other content.
     Conflict,
+    /// A model does not do what the job requires of it before it is published.
+    Requirement,
     /// Storage cannot be reached, read or written.
     Storage,
     /// Storage has no room left.
@@ -38,7 +40,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [ErrorKind; 12] = [
+    pub const ALL: [ErrorKind; 13] = [
         ErrorKind::Internal,
         ErrorKind::Usage,
         ErrorKind::Config,
@@ -46,6 +48,7 @@ impl ErrorKind {
         ErrorKind::Package,
         ErrorKind::NotFound,
         ErrorKind::Conflict,
+        ErrorKind::Requirement,
         ErrorKind::Storage,
         ErrorKind::NoSpace,
         ErrorKind::Engine,
@@ -64,6 +67,7 @@ impl ErrorKind {
             ErrorKind::Package => 12,
             ErrorKind::NotFound => 13,
             ErrorKind::Conflict => 14,
+            ErrorKind::Requirement => 15,
             ErrorKind::Storage => 20,
             ErrorKind::NoSpace => 21,
             ErrorKind::Engine => 22,
@@ -89,6 +93,7 @@ impl ErrorKind {
             ErrorKind::Package => "package",
             ErrorKind::NotFound => "not-found",
             ErrorKind::Conflict => "conflict",
+            ErrorKind::Requirement => "requirement",
             ErrorKind::Storage => "storage",
             ErrorKind::NoSpace => "no-space",
             ErrorKind::Engine => "engine",

@@ -113,6 +113,11 @@ const ASSEMBLE_IN: &[Port] = &[
     port("mlflow_model_path", Model, "the embedding model package"),
     port("label_file", File, "one label text a line"),
     optional("adapter", Folder, "output of Adapter; without it the classifier is zero-shot"),
+    optional(
+        "report",
+        Folder,
+        "output of Evaluate on the same classifier: its figures and operating points become part of the package",
+    ),
 ];
 const ASSEMBLE_OUT: &[Port] = &[port("classification_mlflow_model", Model, "the classifier package")];
 const EVALUATE_IN: &[Port] = &[
@@ -126,7 +131,8 @@ const EVALUATE_IN: &[Port] = &[
     port("test_text_tsv", File, "test texts"),
     port("label_file", File, "one label text a line"),
 ];
-const EVALUATE_OUT: &[Port] = &[port("report", Folder, "report.json, report.md and report.txt")];
+const EVALUATE_OUT: &[Port] =
+    &[port("report", Folder, "report.html, .md and .txt, report.json, curves.json and plots")];
 
 impl Kind {
     /// Every kind, steps in pipeline order.

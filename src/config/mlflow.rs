@@ -135,9 +135,15 @@ impl Mlflow {
 pub fn final_models(job: &Job) -> Vec<(String, String)> {
     let steps = job.steps();
     let makes_models = |step: &super::job::Step| step.kind.outputs().iter().any(|p| p.port_type == PortType::Model);
+    // a model that is evaluated for the report that another takes is that other's candidate
+    let reports = steps.iter().filter_map(|(_, step)| match step.inputs.get("report") {
+        Some(super::job::InputSource::Step { step, .. }) => Some(step.as_str()),
+        _ => None,
+    });
+    let reports: Vec<&str> = reports.collect();
     let used: Vec<(&str, &str)> = steps
         .iter()
-        .filter(|(_, step)| makes_models(step))
+        .filter(|(name, step)| makes_models(step) || reports.contains(&name.as_str()))
         .flat_map(|(_, step)| step.inputs.values())
         .filter_map(|source| match source {
             super::job::InputSource::Step { step, output } => Some((step.as_str(), output.as_str())),

@@ -6,6 +6,7 @@
 
 pub mod compute;
 pub mod embedding;
+pub mod evaluation;
 pub mod job;
 pub mod kinds;
 pub mod mlflow;

@@ -1,6 +1,7 @@
 //! The parameters of each job kind, with the contract's names and defaults.
 
 use super::embedding::EmbedParameters;
+use super::evaluation::EvaluateParameters;
 use super::prompts;
 use super::split::SplitParameters;
 use super::suggest::did_you_mean;
@@ -332,22 +333,6 @@ pub(super) fn one_label(key: &str, template: &str) -> Result<()> {
     Err(Error::config(format!("parameters.{key}: '{template}' must have one {{}} for the label")))
 }
 
-/// Parameters of Evaluate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvaluateParameters {
-    /// Neighbours of the kNN classifier.
-    pub knn: usize,
-    /// What becomes of test images that are training or validation images too, or validation images that are training images.
-    pub repeated: InTwoSets,
-}
-
-impl Default for EvaluateParameters {
-    fn default() -> Self {
-        EvaluateParameters { knn: 64, repeated: InTwoSets::default() }
-    }
-}
-
 pub(super) fn in_range(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
     if (low..=high).contains(&value) {
         return Ok(());
@@ -405,8 +390,7 @@ impl Parameters {
             Parameters::Embed(p) => p.validate(),
             Parameters::Adapter(p) => p.validate(),
             Parameters::Assemble(p) => p.validate(),
-            Parameters::Evaluate(p) if p.knn == 0 => Err(Error::config("parameters.knn: must be at least 1")),
-            Parameters::Evaluate(_) => Ok(()),
+            Parameters::Evaluate(p) => p.validate(),
         };
         checked.map_err(|e| match origin.strip_suffix("parameters") {
             Some(prefix) if !prefix.is_empty() => e.context(prefix.trim_end_matches('.').to_owned()),

@@ -2,7 +2,7 @@
 
 use super::job::{Header, OutputSpec};
 use super::kinds::{Kind, Port, PortType};
-use super::parameters;
+use super::{evaluation, parameters};
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
@@ -88,7 +88,7 @@ fn body(kind: Kind, generator: &mut SchemaGenerator) -> Map<String, Value> {
         Kind::Embed => generator.subschema_for::<super::embedding::EmbedParameters>(),
         Kind::Adapter => generator.subschema_for::<parameters::AdapterParameters>(),
         Kind::Assemble => generator.subschema_for::<parameters::AssembleParameters>(),
-        Kind::Evaluate => generator.subschema_for::<parameters::EvaluateParameters>(),
+        Kind::Evaluate => generator.subschema_for::<evaluation::EvaluateParameters>(),
         Kind::Pipeline => json_schema_any(),
     };
     let output = generator.subschema_for::<OutputSpec>().to_value();

@@ -2,6 +2,7 @@
 
 pub mod constants;
 pub mod embeddings;
+pub mod fields;
 pub mod folder;
 mod index;
 pub mod labels;
@@ -13,6 +14,7 @@ pub mod text;
 pub mod tsv;
 
 pub use constants::TextConstants;
+pub use fields::read_field;
 pub use folder::{FolderScan, ImageFile, scan};
 pub use labels::Labels;
 pub use overlap::Overlap;

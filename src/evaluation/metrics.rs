@@ -80,10 +80,19 @@ impl Confusion {
     /// If the lengths differ or an id is out of range; [`Labelled`](super::scores::Labelled) rules both out.
     #[must_use]
     pub fn new(truth: &[usize], predicted: &[usize], classes: usize) -> Self {
-        assert_eq!(truth.len(), predicted.len());
+        Confusion::weighted(truth, predicted, &vec![1; truth.len()], classes)
+    }
+
+    /// The same with each row counted as often as `times` says.
+    ///
+    /// # Panics
+    /// As [`Confusion::new`].
+    #[must_use]
+    pub fn weighted(truth: &[usize], predicted: &[usize], times: &[u32], classes: usize) -> Self {
+        assert_eq!((truth.len(), truth.len()), (predicted.len(), times.len()));
         let mut counts = vec![vec![0; classes]; classes];
-        for (&t, &p) in truth.iter().zip(predicted) {
-            counts[t][p] += 1;
+        for ((&t, &p), &times) in truth.iter().zip(predicted).zip(times) {
+            counts[t][p] += u64::from(times);
         }
         Confusion { counts }
     }

@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::bootstrap::Intervals;
+use super::gate::Requirement;
+use super::interval::Interval;
 use super::metrics::Prf;
 use super::report::MethodReport;
 
@@ -10,8 +13,11 @@ const CONFUSION_LIMIT: usize = 30;
 
 /// A table of all methods, then the classes of each, as aligned plain text that ends in a line break.
 #[must_use]
-pub fn render_text(reports: &[MethodReport]) -> String {
+pub fn render_text(reports: &[MethodReport], requirements: &[Requirement]) -> String {
     let mut out = align(&summary(reports));
+    if !requirements.is_empty() {
+        let _ = write!(out, "\n{}", align(&required(requirements)));
+    }
     for report in reports {
         let _ = write!(out, "\n{}, {} rows\n{}", report.method, report.n, align(&classes(report)));
         if let Some(rows) = confusion(report) {
@@ -26,8 +32,11 @@ pub fn render_text(reports: &[MethodReport]) -> String {
 
 /// The same as Markdown tables; headings start at level 3, so that it fits into a longer document.
 #[must_use]
-pub fn render_markdown(reports: &[MethodReport]) -> String {
+pub fn render_markdown(reports: &[MethodReport], requirements: &[Requirement]) -> String {
     let mut out = markdown(&summary(reports));
+    if !requirements.is_empty() {
+        let _ = write!(out, "\n{}", markdown(&required(requirements)));
+    }
     for report in reports {
         let _ = write!(out, "\n### {}, {} rows\n\n{}", report.method, report.n, markdown(&classes(report)));
         if let Some(rows) = confusion(report) {
@@ -44,7 +53,7 @@ pub fn render_markdown(reports: &[MethodReport]) -> String {
 fn summary(reports: &[MethodReport]) -> Vec<Vec<String>> {
     let mut rows = vec![words(&[
         "method", "decision", "macro P", "macro R", "macro F1", "micro P", "micro R", "micro F1", "accuracy", "MCC",
-        "mAUC",
+        "mAUC", "ECE",
     ])];
     for report in reports {
         let argmax = &report.argmax;
@@ -52,14 +61,42 @@ fn summary(reports: &[MethodReport]) -> Vec<Vec<String>> {
         row.extend(prf(&argmax.macro_average));
         row.extend(prf(&argmax.micro_average));
         row.extend([number(Some(argmax.accuracy)), number(Some(argmax.mcc)), number(report.mauc)]);
+        row.push(number(Some(report.calibration.ece)));
         rows.push(row);
+        rows.extend(report.intervals.as_ref().map(|i| interval_row(report, i)));
         if let Some(thresholded) = &report.thresholded {
             let mut row = vec![report.method.to_string(), "thresholds".into()];
             row.extend(prf(&thresholded.macro_average));
             row.extend(prf(&thresholded.micro_average));
-            row.extend(words(&["-", "-", "-"]));
+            row.extend(words(&["-", "-", "-", "-"]));
             rows.push(row);
         }
+    }
+    rows
+}
+
+/// The figures' intervals, in the columns of the figures.
+fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
+    let text = |i: Interval| format!("{:.3}-{:.3}", i.low, i.high);
+    let level = format!("{:.0} % interval", intervals.level * 100.0);
+    let mut row = vec![report.method.to_string(), level];
+    row.extend(words(&["-", "-"]));
+    row.push(text(intervals.macro_f1));
+    row.extend(words(&["-", "-", "-"]));
+    row.extend([
+        text(intervals.accuracy),
+        text(intervals.mcc),
+        intervals.mauc.map_or_else(|| "-".into(), text),
+        "-".into(),
+    ]);
+    row
+}
+
+fn required(requirements: &[Requirement]) -> Vec<Vec<String>> {
+    let mut rows = vec![words(&["requirement", "condition", "value", "met"])];
+    for requirement in requirements {
+        let (value, met) = (number(requirement.value), if requirement.met { "yes" } else { "NO" });
+        rows.push(vec![one_line(&requirement.metric), requirement.condition.clone(), value, met.to_owned()]);
     }
     rows
 }

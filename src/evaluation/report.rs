@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bootstrap::{Bootstrap, Intervals, intervals};
+use super::calibration::{Calibration, calibration};
 use super::metrics::{Confusion, Prf, macro_average, micro_average, ranking};
+use super::operating::{Goal, OperatingPoint, operating_points};
 use super::scores::Labelled;
+use super::subgroups::{Column, SubgroupTable, subgroups};
 use super::thresholds;
 use crate::error::{Error, Result};
 
@@ -98,17 +102,38 @@ pub struct MethodReport {
     pub mean_average_precision: Option<f64>,
     /// Labels without a row in the dataset: they are left out of `mauc` and `mean_average_precision`.
     pub absent_classes: Vec<String>,
+    /// Whether the highest score is what it says.
+    pub calibration: Calibration,
+    /// Confidence intervals; `None` if none were asked for.
+    pub intervals: Option<Intervals>,
+    /// Thresholds that reach a wanted sensitivity or specificity; empty without validation data.
+    pub operating_points: Vec<OperatingPoint>,
+    /// The figures of parts of the dataset, one table a column.
+    pub subgroups: Vec<SubgroupTable>,
+}
+
+/// What is evaluated beside the figures themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// How confidence intervals are made; `None`: there are none.
+    pub bootstrap: Option<Bootstrap<'a>>,
+    /// What thresholds are to reach.
+    pub goals: &'a [(Goal, f64)],
+    /// Columns of the test data that make subgroups.
+    pub columns: &'a [Column],
 }
 
 /// Evaluates `test`; with `validation`, also after per-class thresholds chosen there. `labels` are the texts by class id.
 ///
 /// # Errors
-/// [`Data`](crate::ErrorKind::Data) if the number of labels is not the number of score columns of either dataset.
+/// [`Data`](crate::ErrorKind::Data) if the number of labels is not the number of score columns of either dataset, or a column makes no
+/// subgroups.
 pub fn evaluate_method(
     method: Method,
     validation: Option<Labelled<'_>>,
     test: Labelled<'_>,
     labels: &[String],
+    extras: Extras<'_>,
 ) -> Result<MethodReport> {
     for data in validation.iter().chain([&test]) {
         if data.scores().classes() != labels.len() {
@@ -123,12 +148,25 @@ pub fn evaluate_method(
     let defined = |of: fn(&ClassReport) -> Option<f64>| mean(argmax.per_class.iter().filter_map(of));
     let (mauc, mean_average_precision) = (defined(|c| c.auc), defined(|c| c.average_precision));
     let absent_classes = argmax.per_class.iter().filter(|c| c.support == 0).map(|c| c.label.clone()).collect();
-    let thresholded = validation.map(|validation| {
-        let thresholds = thresholds::choose(&validation);
+    let thresholded = validation.as_ref().map(|validation| {
+        let thresholds = thresholds::choose(validation);
         let tallies = thresholds::apply(&test, &thresholds);
         ThresholdReport { thresholds, macro_average: macro_average(&tallies), micro_average: micro_average(&tallies) }
     });
-    Ok(MethodReport { method, n: test.rows(), argmax, thresholded, mauc, mean_average_precision, absent_classes })
+    let chosen = thresholded.as_ref().map(|t| t.thresholds.as_slice());
+    Ok(MethodReport {
+        method,
+        n: test.rows(),
+        calibration: calibration(&test),
+        intervals: extras.bootstrap.and_then(|bootstrap| intervals(&test, chosen, bootstrap)),
+        operating_points: validation.map_or_else(Vec::new, |v| operating_points(extras.goals, &v, &test, labels)),
+        subgroups: extras.columns.iter().map(|column| subgroups(&test, column)).collect::<Result<_>>()?,
+        argmax,
+        thresholded,
+        mauc,
+        mean_average_precision,
+        absent_classes,
+    })
 }
 
 fn argmax_report(test: &Labelled<'_>, labels: &[String]) -> ArgmaxReport {

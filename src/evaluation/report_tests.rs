@@ -36,7 +36,14 @@ fn report_of(problem: &Value) -> MethodReport {
         |name: &str| (Scores::new(floats(&problem[name]["scores"]), classes).unwrap(), ids(&problem[name]["truth"]));
     let ((v_scores, v_truth), (scores, truth)) = (part("validation"), part("test"));
     let validation = Labelled::new(&v_scores, &v_truth).unwrap();
-    evaluate_method(Method::ZeroShot, Some(validation), Labelled::new(&scores, &truth).unwrap(), &labels).unwrap()
+    evaluate_method(
+        Method::ZeroShot,
+        Some(validation),
+        Labelled::new(&scores, &truth).unwrap(),
+        &labels,
+        Extras::default(),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -88,9 +95,9 @@ fn texts_name_every_class_and_absent_ones() {
     let golden: Vec<Value> = serde_json::from_str(GOLDEN).unwrap();
     let mut report = report_of(&golden[2]);
     report.argmax.per_class[0].label = "a|b\nc".into();
-    let text = render_text(std::slice::from_ref(&report));
+    let text = render_text(std::slice::from_ref(&report), &[]);
     assert!(text.contains("zero-shot") && text.contains("a|b c") && text.contains("left out of mAUC: label 1"));
-    let markdown = render_markdown(&[report]);
+    let markdown = render_markdown(&[report], &[]);
     assert!(markdown.contains("a\\|b c") && markdown.contains("| label 5 |"), "{markdown}");
 }
 
@@ -98,5 +105,5 @@ fn texts_name_every_class_and_absent_ones() {
 fn labels_must_fit() {
     let scores = Scores::new(vec![0.5, 0.5], 2).unwrap();
     let data = Labelled::new(&scores, &[0]).unwrap();
-    assert!(evaluate_method(Method::Adapter, None, data, &["one".into()]).is_err());
+    assert!(evaluate_method(Method::Adapter, None, data, &["one".into()], Extras::default()).is_err());
 }

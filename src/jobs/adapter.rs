@@ -5,7 +5,7 @@ use super::{Artifact, Produced, StepContext, leakage};
 use crate::config::parameters::{AdapterParameters, TrackMetric};
 use crate::data::{Labels, overlap};
 use crate::error::{Error, Result};
-use crate::evaluation::{Labelled, Method, Scores, evaluate_method};
+use crate::evaluation::{Extras, Labelled, Method, Scores, evaluate_method};
 use crate::imaging::SampleRng;
 use crate::infer::device;
 use crate::model::adapter::{Adapter, AdapterConfig};
@@ -150,8 +150,13 @@ fn train_adapter(
             probabilities.extend(adapter.predict(batch)?);
         }
         let scores = Scores::from_f32(&probabilities, labels.len())?;
-        let report =
-            evaluate_method(Method::Adapter, None, Labelled::new(&scores, &validation.classes)?, labels.texts())?;
+        let report = evaluate_method(
+            Method::Adapter,
+            None,
+            Labelled::new(&scores, &validation.classes)?,
+            labels.texts(),
+            Extras::default(),
+        )?;
         let value = match parameters.track_metric {
             TrackMetric::Acc => report.argmax.accuracy,
             TrackMetric::Auc => report.mauc.ok_or_else(|| {

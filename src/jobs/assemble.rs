@@ -1,6 +1,7 @@
 //! Assemble: an embedding model, labels and perhaps an adapter become one classifier package.
 
 use super::adapter::{TRAINED_ON, TrainedOn};
+use super::release::Evaluation;
 use super::{Artifact, Produced, StepContext, models};
 use crate::config::parameters::AssembleParameters;
 use crate::data::Labels;
@@ -10,7 +11,8 @@ use crate::infer::{Encoder, device};
 use crate::model::adapter::Adapter;
 use crate::model::weights::write_tensors;
 use crate::package::{
-    ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, package_files, write_package,
+    ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, classifier_identity, package_files,
+    write_package,
 };
 use crate::registry::AssetKind;
 use serde_json::json;
@@ -36,6 +38,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         text_template: parameters.text_template.clone(),
         class_embeddings: None,
         adapter: None,
+        operating_points: None,
     };
     let encoder = Encoder::load(&base, device::select(context.compute)?)?;
     if let Some(adapter) = &adapter {
@@ -58,6 +61,19 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         classifier.class_embeddings = Some("classifier/class_embeddings.safetensors".to_owned());
     }
 
+    let evaluation = context.optional_path("report").map(|folder| {
+        let weights =
+            classifier.adapter.as_ref().map(|path| crate::storage::sha256_file(&checkpoints.join(path))).transpose()?;
+        let head = (parameters.text_template.as_str(), weights.as_ref().map(|file| file.sha256.as_str()));
+        let identity = classifier_identity(&base.encoder_digest(), labels.texts(), head);
+        Evaluation::read(folder, classifier.kind, &identity).map_err(|e| e.context("input report"))
+    });
+    let evaluation = evaluation.transpose()?;
+    if let Some(evaluation) = &evaluation {
+        evaluation.write_operating_points(&classifier_folder.join("operating_points.json"))?;
+        classifier.operating_points = Some("classifier/operating_points.json".to_owned());
+    }
+
     let mut config = base.config.clone();
     config.task = Task::Classification;
     config.classifier = Some(classifier);
@@ -70,6 +86,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         "embedding_model_provenance": base.config.provenance,
         "label_file": context.input("label_file")?.origin(),
         "adapter": context.inputs.get("adapter").map(|i| i.origin()),
+        "report": context.inputs.get("report").map(|i| i.origin()),
     });
     let kind = if adapter.is_some() { "adapter" } else { "zero-shot" };
     let references = context.inputs.iter().map(|(name, input)| (name.clone(), input.origin()));
@@ -82,6 +99,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
             title: format!("{}, {kind} classifier", models::base_model_name(&base.config.provenance)),
             base_model: context.input("mlflow_model_path")?.origin(),
             datasets: references.filter(|(name, _)| name != "mlflow_model_path").collect(),
+            metrics: evaluation.map_or_else(String::new, |e| e.markdown()),
             created: Some(context.begun),
             ..ModelCard::default()
         },

@@ -17,6 +17,7 @@ mod leakage;
 pub mod models;
 pub mod predict;
 mod prepare;
+mod release;
 mod runner;
 mod scratch;
 mod tracking;
@@ -133,6 +134,8 @@ pub struct Produced {
     pub metrics: serde_json::Value,
     /// A table for the terminal, when there is something to say.
     pub summary: Option<String>,
+    /// Why nothing may go on from these outputs although they are published: the step fails with it.
+    pub refused: Option<Error>,
     /// A folder of the store that is of no use once the outputs are published.
     pub used_up: Option<String>,
 }

@@ -3,8 +3,8 @@
 //! Guarantees:
 //! - A step whose fingerprint (kind, parameters, content of its inputs, names of its outputs, code version) was finished
 //!   before is not run again: its versions are reused. So a run that failed or was killed goes on where it stopped.
-//! - Outputs become visible one version at a time, each whole, and only after the step has succeeded and the files of all
-//!   of them are in the store.
+//! - Outputs become visible one version at a time, each whole, and only after the step has done its work and the files of all
+//!   of them are in the store. A step that then refuses its own result (a requirement that is not met) fails all the same.
 //! - Everything that can be checked without running a step is checked before the first one runs.
 //! - The run record is in the store from the start on, and says at the end what went in, what came out, and how it ended.
 //! - An MLflow server that is away fails no job.
@@ -286,7 +286,8 @@ impl Runner<'_> {
         if matches!(step.parameters, Parameters::Finetune(_) | Parameters::Embed(_)) {
             announce(self.world, &Task::new(self.job, &context))?;
         }
-        let produced = execute(&context, &step.parameters)?;
+        let mut produced = execute(&context, &step.parameters)?;
+        let refused = produced.refused.take();
         let lineage = Lineage {
             run_id: self.record.run_id.clone(),
             step: Some(name.to_owned()),
@@ -297,6 +298,11 @@ impl Runner<'_> {
         record.metrics = produced.metrics.clone();
         let used_up = produced.used_up.clone();
         let outputs = self.publish(name, step, produced, (&owner, lineage))?;
+        if let Some(error) = refused {
+            // what it made is to be seen, but neither taken over by a later run nor built upon
+            record.outputs = outputs.iter().map(|(n, v)| (n.clone(), output_record(self.store, v))).collect();
+            return Err(error);
+        }
         let references = outputs.iter().map(|(n, v)| (n.clone(), v.reference())).collect();
         let cached = CachedStep {
             fingerprint,

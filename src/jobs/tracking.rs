@@ -48,9 +48,14 @@ pub(super) fn after(client: &Client, (store, job): (&Store, &Job), record: &mut 
     record.mlflow = Some(state);
 }
 
-/// The final models that there are; those of failed and skipped steps are not.
+/// The final models that there are; those of failed and skipped steps are not, and none
+/// where a requirement was not met.
 fn versions(store: &Store, job: &Job, record: &RunRecord) -> Result<Vec<Version>> {
     let mut versions = Vec::new();
+    // models that were found wanting are none that anybody should deploy
+    if record.error.as_ref().is_some_and(|e| e.kind == ErrorKind::Requirement.name()) {
+        return Ok(versions);
+    }
     for (step, output) in final_models(job) {
         let made = record.steps.iter().find(|s| s.name == step).and_then(|s| s.outputs.get(&output));
         if let Some(reference) = made.and_then(|o| o.reference.as_ref()) {

@@ -42,6 +42,9 @@ pub struct ClassifierConfig {
     pub class_embeddings: Option<String>,
     /// Path of the adapter's weights (adapter); its `config.json` lies beside it.
     pub adapter: Option<String>,
+    /// Path of the thresholds that were chosen on validation data, where the classifier was evaluated before it was packaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operating_points: Option<String>,
 }
 
 /// The content of `medtune.json`.
@@ -126,6 +129,7 @@ impl PackageConfig {
         if let Some(classifier) = &self.classifier {
             files.push(classifier.labels.clone());
             files.extend(classifier.class_embeddings.clone());
+            files.extend(classifier.operating_points.clone());
             if let Some(adapter) = &classifier.adapter {
                 files.push(adapter.clone());
                 files.push(adapter_config(adapter));

@@ -12,7 +12,7 @@ from stores import Place
 from test_store_errors import SECRETS, secrets_of
 
 A_CLASS = 30
-STEPS = ["prepare", "finetune", "embed-train", "embed-validation", "embed-test", "adapter", "zero-shot", "classifier", "evaluate"]
+STEPS = ["prepare", "finetune", "embed-train", "embed-validation", "embed-test", "adapter", "zero-shot", "classifier", "evaluate", "release"]
 PACKAGES = ["digits-zero-shot", "digits-classifier"]
 
 
@@ -24,6 +24,9 @@ def checkout(folder):
     for of_class in digits.iterdir():
         for path in sorted(of_class.iterdir())[A_CLASS:]:
             path.unlink()
+    job = folder / "jobs" / "quickstart.yaml"
+    # so short a training is not held to what the whole one reaches
+    job.write_text(job.read_text().replace('adapter.macro_f1: ">= 0.8"', 'adapter.macro_f1: ">= 0.1"'))
     training = folder / "jobs" / "digits" / "train.yaml"
     config = yaml.safe_load(training.read_text()) | {"MAX_NUM_EPOCHS": 6, "EVAL_PER_OPTIM_STEPS": 6}
     config["LR_SCHEDULER_PARAMS"]["warmup_steps"] = 2

@@ -1,5 +1,6 @@
 //! Verbs on what a store holds: models, datasets, runs. All but `model init` and `model import` work without libtorch.
 
+mod compare;
 mod data;
 mod gc;
 mod model;

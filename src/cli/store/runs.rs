@@ -1,5 +1,6 @@
 //! Verbs on run records, and how a record is printed.
 
+use super::compare::CompareArguments;
 use crate::cli::output;
 use crate::cli::place::Place;
 use crate::error::Result;
@@ -24,6 +25,8 @@ pub(in crate::cli) enum RunsVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Show the figures of two evaluations side by side.
+    Compare(CompareArguments),
 }
 
 impl RunsVerb {
@@ -42,6 +45,7 @@ impl RunsVerb {
                     .collect();
                 output::line(&output::table(&["RUN", "KIND", "STATUS", "STARTED", "TOOK"], &rows))
             }
+            RunsVerb::Compare(arguments) => arguments.run(&store),
             RunsVerb::Show { id, json } => {
                 let record = RunRecord::load(&store, &id)?;
                 print(&record, series_folders(&store, &id)?, json)

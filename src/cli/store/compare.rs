@@ -1,0 +1,115 @@
+//! `medtune runs compare`: the evaluations of two runs side by side.
+
+use crate::cli::output;
+use crate::config::evaluation::{Condition, Figure};
+use crate::error::{Error, ErrorKind, Result};
+use crate::evaluation::compare::{Pair, compare};
+use crate::evaluation::{MethodReport, Requirement, gate};
+use crate::registry::{AssetKind, Reference, RunRecord, get};
+use crate::storage::Store;
+use clap::Args;
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CompareArguments {
+    /// The first run's id, or a report, as data:NAME@VERSION.
+    first: String,
+    /// The second one.
+    second: String,
+    /// What the second must fulfil, as "adapter.macro_f1 >= 0.74"; otherwise the exit code is 15. Can be given several times.
+    #[arg(long, value_name = "REQUIREMENT", value_parser = requirement)]
+    require: Vec<(Figure, Condition)>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn requirement(text: &str) -> Result<(Figure, Condition), String> {
+    let at = text.rfind(['<', '>']).ok_or_else(|| format!("'{text}' has no comparison: write FIGURE >= NUMBER"))?;
+    Ok((text[..at].trim().parse()?, text[at..].parse()?))
+}
+
+/// The part of `report.json` that is compared.
+#[derive(Deserialize)]
+struct Document {
+    methods: Vec<MethodReport>,
+}
+
+/// An evaluation and the report it stands in.
+struct Found {
+    reference: String,
+    methods: Vec<MethodReport>,
+}
+
+impl CompareArguments {
+    pub(super) fn run(self, store: &Store) -> Result<()> {
+        let (first, second) = (find(store, &self.first)?, find(store, &self.second)?);
+        let pairs = compare(&first.methods, &second.methods);
+        let require: BTreeMap<Figure, Condition> = self.require.into_iter().collect();
+        let requirements = gate::check(&require, &second.methods);
+        if self.json {
+            let references = [&first.reference, &second.reference];
+            output::json(&json!({ "reports": references, "figures": pairs, "requirements": requirements }))?;
+        } else {
+            output::line(&text(&first, &second, &pairs, &requirements))?;
+        }
+        let missed: Vec<String> = requirements.iter().filter(|r| !r.met).map(Requirement::reason).collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Requirement, format!("{}: {}", second.reference, missed.join("; "))))
+    }
+}
+
+fn find(store: &Store, target: &str) -> Result<Found> {
+    let reference = if Reference::looks_like(target) { target.to_owned() } else { report_of(store, target)? };
+    let version = get(store, &Reference::parse(&reference, Some(AssetKind::Data))?)?;
+    let bytes = store.get(&version.key("report.json"))?;
+    let bytes =
+        bytes.ok_or_else(|| Error::data(format!("{reference} is no report of Evaluate: it has no report.json")))?;
+    let document: Document = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::data(format!("report.json of {reference} is of another version of this program: evaluate again"))
+            .with_source(e)
+    })?;
+    Ok(Found { reference: version.reference(), methods: document.methods })
+}
+
+/// The report that the last Evaluate step of a run has made.
+fn report_of(store: &Store, run: &str) -> Result<String> {
+    let record = RunRecord::load(store, run)?;
+    let reports = record.steps.iter().rev().filter_map(|s| s.outputs.get("report")?.reference.clone());
+    reports.into_iter().next().ok_or_else(|| {
+        Error::not_found(format!("run '{run}' has evaluated nothing: name a run with an Evaluate step, or a report"))
+    })
+}
+
+fn text(first: &Found, second: &Found, pairs: &[Pair], requirements: &[Requirement]) -> String {
+    let mut out = format!("first:  {}\nsecond: {}\n", first.reference, second.reference);
+    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"));
+    let rows = pairs.iter().map(|p| {
+        let apart = p.apart.map_or("-", |apart| if apart { "apart" } else { "overlap" });
+        let difference = p.difference.map_or_else(|| "-".to_owned(), |d| format!("{d:+.4}"));
+        vec![p.method.clone(), p.figure.clone(), number(p.first), number(p.second), difference, apart.to_owned()]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    if rows.is_empty() {
+        out += "\nthey have no method in common";
+    } else {
+        out += "\n";
+        out += &output::table(&["METHOD", "FIGURE", "FIRST", "SECOND", "DIFFERENCE", "INTERVALS"], &rows);
+    }
+    if !requirements.is_empty() {
+        let rows: Vec<Vec<String>> = requirements
+            .iter()
+            .map(|r| {
+                let met = if r.met { "yes" } else { "NO" };
+                vec![r.metric.clone(), r.condition.clone(), number(r.value), met.to_owned()]
+            })
+            .collect();
+        out += "\n\n";
+        out += &output::table(&["REQUIREMENT", "CONDITION", "SECOND", "MET"], &rows);
+    }
+    out
+}

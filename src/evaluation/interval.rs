@@ -1,0 +1,83 @@
+//! Confidence intervals: of proportions in closed form, of other figures from resampled values.
+
+use serde::{Deserialize, Serialize};
+
+/// The share of samples that an interval is to cover.
+pub const LEVEL: f64 = 0.95;
+/// The normal distribution's quantile of (1 + [`LEVEL`]) / 2.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// A 95 % confidence interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Its lower end.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// The middle 95 % of `values`, interpolated linearly between neighbours as NumPy's `percentile` does; `None` without values.
+    #[must_use]
+    pub fn of_resamples(mut values: Vec<f64>) -> Option<Interval> {
+        values.sort_unstable_by(f64::total_cmp);
+        let at = |share: f64| {
+            let place = share * (values.len() - 1) as f64;
+            let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
+            below + (above - below) * place.fract()
+        };
+        let tail = (1.0 - LEVEL) / 2.0;
+        (!values.is_empty()).then(|| Interval { low: at(tail), high: at(1.0 - tail) })
+    }
+}
+
+/// A share of rows with Wilson's 95 % interval. Of no rows there is no share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Proportion {
+    /// The share, in 0..=1.
+    pub value: Option<f64>,
+    /// The interval's lower end.
+    pub low: Option<f64>,
+    /// The interval's upper end.
+    pub high: Option<f64>,
+    /// Of how many rows.
+    pub n: u64,
+}
+
+impl Proportion {
+    /// The share of `hits` among `n` rows.
+    #[must_use]
+    pub fn new(hits: u64, n: u64) -> Proportion {
+        if n == 0 {
+            return Proportion { value: None, low: None, high: None, n };
+        }
+        let (count, p) = (n as f64, hits as f64 / n as f64);
+        let scale = 1.0 + Z * Z / count;
+        let middle = (p + Z * Z / (2.0 * count)) / scale;
+        let reach = Z / scale * (p * (1.0 - p) / count + Z * Z / (4.0 * count * count)).sqrt();
+        // at no and at all hits the ends are exact in the formula, not in floating point
+        let low = if hits == 0 { 0.0 } else { (middle - reach).max(0.0) };
+        let high = if hits == n { 1.0 } else { (middle + reach).min(1.0) };
+        Proportion { value: Some(p), low: Some(low), high: Some(high), n }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_lie_between_neighbours() {
+        let interval = Interval::of_resamples((0..=100).rev().map(f64::from).collect()).unwrap();
+        assert!((interval.low - 2.5).abs() < 1e-9 && (interval.high - 97.5).abs() < 1e-9, "{interval:?}");
+        assert_eq!(Interval::of_resamples(vec![3.0]), Some(Interval { low: 3.0, high: 3.0 }));
+        assert_eq!(Interval::of_resamples(vec![]), None);
+    }
+
+    #[test]
+    fn no_rows_have_no_share_and_the_ends_are_exact() {
+        assert_eq!(Proportion::new(0, 0).value, None);
+        assert_eq!(Proportion::new(0, 9).low, Some(0.0));
+        assert_eq!(Proportion::new(9, 9).high, Some(1.0));
+    }
+}

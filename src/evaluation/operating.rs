@@ -1,0 +1,129 @@
+//! Operating points: for each class the threshold that reaches a wanted sensitivity or specificity, chosen on validation data, and
+//! what it then does on the test data.
+
+use serde::{Deserialize, Serialize};
+
+use super::interval::Proportion;
+use super::scores::Labelled;
+
+/// What a threshold is to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Goal {
+    /// At least this share of the class's rows found; of such thresholds the one of the highest specificity.
+    Sensitivity,
+    /// At least this share of the other rows left out; of such thresholds the one of the highest sensitivity.
+    Specificity,
+}
+
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Goal::Sensitivity { "sensitivity" } else { "specificity" })
+    }
+}
+
+/// A class's threshold for one goal. A row is positive when `score >= threshold`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OperatingPoint {
+    /// The label's text.
+    pub label: String,
+    /// What is fixed.
+    pub goal: Goal,
+    /// At which value, in 0..1.
+    pub target: f64,
+    /// The threshold; `None` when no score of the validation data reaches the target, or all or none of its rows are of the class.
+    pub threshold: Option<f64>,
+    /// What it reaches on the validation data, where it was chosen.
+    pub validation: Option<Rates>,
+    /// What it reaches on the test data.
+    pub test: Option<Rates>,
+}
+
+/// Sensitivity and specificity of one class against all others.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// The share of the class's rows that are positive.
+    pub sensitivity: Proportion,
+    /// The share of the other rows that are not.
+    pub specificity: Proportion,
+}
+
+/// The operating points of all classes, goal by goal within a class. `labels` are the texts by class id.
+#[must_use]
+pub fn operating_points(
+    goals: &[(Goal, f64)],
+    validation: &Labelled<'_>,
+    test: &Labelled<'_>,
+    labels: &[String],
+) -> Vec<OperatingPoint> {
+    let mut points = Vec::with_capacity(labels.len() * goals.len());
+    for (class, label) in labels.iter().enumerate() {
+        for &(goal, target) in goals {
+            let threshold = choose(validation, class, goal, target);
+            let rates = |data: &Labelled<'_>| threshold.map(|t| rates(data, class, t));
+            let (validation, test) = (rates(validation), rates(test));
+            points.push(OperatingPoint { label: label.clone(), goal, target, threshold, validation, test });
+        }
+    }
+    points
+}
+
+fn choose(data: &Labelled<'_>, class: usize, goal: Goal, target: f64) -> Option<f64> {
+    let mut rows: Vec<(f64, bool)> =
+        data.scores().column(class).into_iter().zip(data.truth().iter().map(|&t| t == class)).collect();
+    let positives = rows.iter().filter(|r| r.1).count();
+    let negatives = rows.len() - positives;
+    if positives == 0 || negatives == 0 {
+        return None;
+    }
+    rows.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut found, mut wrong) = (0, 0);
+    let mut lowest = None;
+    // by falling threshold sensitivity rises and specificity falls
+    for group in rows.chunk_by(|a, b| a.0 == b.0) {
+        let hits = group.iter().filter(|r| r.1).count();
+        found += hits;
+        wrong += group.len() - hits;
+        match goal {
+            Goal::Sensitivity if found as f64 / positives as f64 >= target => return Some(group[0].0),
+            Goal::Specificity if (negatives - wrong) as f64 / negatives as f64 >= target => lowest = Some(group[0].0),
+            Goal::Specificity => return lowest,
+            Goal::Sensitivity => {}
+        }
+    }
+    lowest
+}
+
+fn rates(data: &Labelled<'_>, class: usize, threshold: f64) -> Rates {
+    let (mut found, mut positives, mut left_out) = (0, 0, 0);
+    for (score, &truth) in data.scores().column(class).into_iter().zip(data.truth()) {
+        let (actual, predicted) = (truth == class, score >= threshold);
+        positives += u64::from(actual);
+        found += u64::from(actual && predicted);
+        left_out += u64::from(!actual && !predicted);
+    }
+    Rates {
+        sensitivity: Proportion::new(found, positives),
+        specificity: Proportion::new(left_out, data.rows() as u64 - positives),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation::Scores;
+
+    #[test]
+    fn ties_are_taken_whole_and_the_best_other_rate_wins() {
+        let column = [0.9, 0.7, 0.7, 0.7, 0.4, 0.2];
+        let scores = Scores::new(column.iter().flat_map(|s| [*s, 1.0 - s]).collect(), 2).unwrap();
+        let data = Labelled::new(&scores, &[0, 0, 0, 1, 1, 1]).unwrap();
+        assert_eq!(choose(&data, 0, Goal::Sensitivity, 0.3), Some(0.9));
+        assert_eq!(choose(&data, 0, Goal::Sensitivity, 0.5), Some(0.7));
+        assert_eq!(choose(&data, 0, Goal::Specificity, 0.9), Some(0.9));
+        assert_eq!(choose(&data, 0, Goal::Specificity, 0.6), Some(0.7));
+        assert_eq!(choose(&data, 0, Goal::Specificity, 0.3), Some(0.4));
+        let rates = rates(&data, 0, 0.7);
+        assert_eq!((rates.sensitivity.value, rates.specificity.value), (Some(1.0), Some(2.0 / 3.0)));
+    }
+}

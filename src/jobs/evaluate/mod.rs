@@ -1,0 +1,204 @@
+//! Evaluate: zero-shot, adapter and kNN on the test embeddings; thresholds are chosen on validation, never on test.
+
+//!
+//! What is asked for and cannot be answered is an error before anything is computed. A requirement that is not met is one after the
+//! report is written: the report says why.
+
+mod write;
+
+use super::labelled::LabelledEmbeddings;
+use super::predict::Head;
+use super::{Produced, StepContext, leakage};
+use crate::config::did_you_mean;
+use crate::config::evaluation::{EvaluateParameters, Figure};
+use crate::data::embeddings::Embeddings;
+use crate::data::{Labels, TsvReader, overlap, read_field};
+use crate::error::{Error, ErrorKind, Result};
+use crate::evaluation::{
+    Bank, Bootstrap, ClassCurves, Column, Extras, Goal, Labelled, Method, MethodReport, Scores, curves,
+    evaluate_method, gate, knn_scores,
+};
+use crate::imaging::PixelContract;
+use crate::model::weights::read_tensor;
+use crate::package::{ClassifierKind, Package};
+use std::collections::BTreeMap;
+
+/// A method, what it scores, and how it ranks each class.
+type Evaluated = (MethodReport, Vec<ClassCurves>);
+
+pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) -> Result<Produced> {
+    let labels = Labels::read(context.path("label_file")?)?;
+    let read = |split: &str| -> Result<Option<LabelledEmbeddings>> {
+        let (folder, texts) = (format!("{split}_embeddings"), format!("{split}_text_tsv"));
+        match (context.optional_path(&folder), context.optional_path(&texts)) {
+            (Some(folder), Some(texts)) => LabelledEmbeddings::read(folder, texts, &labels).map(Some),
+            (None, None) => Ok(None),
+            _ => Err(Error::config(format!("inputs: {folder} and {texts} belong together; give both or neither"))),
+        }
+    };
+    let test = read("test")?.ok_or_else(|| Error::internal("no test embeddings"))?;
+    let (validation, train) = (read("validation")?, read("train")?);
+    for (name, other) in [("validation_embeddings", &validation), ("train_embeddings", &train)] {
+        if let Some(other) = other {
+            let names = ("test_embeddings", name);
+            test.embeddings.manifest.same_space(&other.embeddings.manifest, names)?;
+            let overlap = overlap::of_embeddings(&test.embeddings.table, &other.embeddings.table);
+            leakage::check(overlap, names, parameters.repeated)?;
+        }
+    }
+    // thresholds are chosen on what kNN, by the training images, says of the validation images
+    if let (Some(validation), Some(train)) = (&validation, &train) {
+        let overlap = overlap::of_embeddings(&validation.embeddings.table, &train.embeddings.table);
+        leakage::check(overlap, ("validation_embeddings", "train_embeddings"), parameters.repeated)?;
+    }
+    let given = |input: &str| context.optional_path(input).is_some();
+    let methods =
+        [("zero-shot", given(CLASSIFIERS[0].0)), ("adapter", given(CLASSIFIERS[1].0)), ("knn", train.is_some())];
+    if !methods.iter().any(|(_, there)| *there) {
+        return Err(Error::config(
+            "inputs: nothing to evaluate; give zero_shot_mlflow_model, adapter_mlflow_model, or train_embeddings with train_text_tsv",
+        ));
+    }
+    for figure in parameters.require.keys() {
+        check_figure(figure, &methods, &labels, validation.is_some())?;
+    }
+    let asked = Asked::read(context, parameters, &test)?;
+    let mut evaluated: Vec<Evaluated> = Vec::new();
+    let mut identities = BTreeMap::new();
+    for (input, kind) in CLASSIFIERS {
+        if !given(input) {
+            continue;
+        }
+        let package = context.package(input)?;
+        let classifier =
+            load(&package, kind, &labels, &test.embeddings).map_err(|e| e.context(format!("input {input}")))?;
+        let method = if kind == ClassifierKind::ZeroShot { Method::ZeroShot } else { Method::Adapter };
+        identities.extend(package.classifier_identity()?.map(|identity| (method.to_string(), identity)));
+        let score = |e: &Embeddings| Scores::from_f32(&classifier.scores(&e.table.features, e.dim())?, labels.len());
+        evaluated.push(report(method, score, (validation.as_ref(), &test), &labels, asked.extras())?);
+    }
+    if let Some(train) = &train {
+        let bank = Bank::new(&train.embeddings.table.features, train.embeddings.dim())?;
+        let k = parameters.knn;
+        let score = |e: &Embeddings| {
+            knn_scores(&bank, &train.classes, &Bank::new(&e.table.features, e.dim())?, labels.len(), k)
+        };
+        evaluated.push(report(Method::Knn { k }, score, (validation.as_ref(), &test), &labels, asked.extras())?);
+    }
+    let (reports, curves): (Vec<_>, Vec<_>) = evaluated.into_iter().unzip();
+    let requirements = gate::check(&parameters.require, &reports);
+    let mut produced = write::report(context, (&labels, &identities), (&reports, &curves), &requirements)?;
+    let missed: Vec<String> = requirements.iter().filter(|r| !r.met).map(gate::Requirement::reason).collect();
+    if !missed.is_empty() {
+        let text = format!("not good enough: {}; the report says more", missed.join("; "));
+        produced.refused = Some(Error::new(ErrorKind::Requirement, text));
+    }
+    Ok(produced)
+}
+
+/// The inputs that hold classifiers.
+const CLASSIFIERS: [(&str, ClassifierKind); 2] =
+    [("zero_shot_mlflow_model", ClassifierKind::ZeroShot), ("adapter_mlflow_model", ClassifierKind::Adapter)];
+
+/// What this evaluation can never answer is a mistake of the job, not of the model.
+fn check_figure(figure: &Figure, methods: &[(&str, bool)], labels: &Labels, validation: bool) -> Result<()> {
+    let wrong = |why: String| Err(Error::config(format!("parameters.require.{figure}: {why}")));
+    if let Some((method, _)) = methods.iter().find(|(name, there)| !there && figure.method.as_deref() == Some(*name)) {
+        return wrong(format!("{method} is not evaluated; give its inputs, or leave the requirement out"));
+    }
+    if let Some(label) = figure.label.as_ref().filter(|l| !labels.texts().contains(*l)) {
+        let known = labels.texts().iter().map(String::as_str);
+        return wrong(format!("label_file has no label '{label}': {}", did_you_mean(label, known)));
+    }
+    if figure.name == "thresholded_macro_f1" && !validation {
+        return wrong("thresholds are chosen on validation_embeddings: give them and validation_text_tsv".to_owned());
+    }
+    Ok(())
+}
+
+/// What the job asks for beside the figures, with what the test texts say of their rows.
+struct Asked<'a> {
+    parameters: &'a EvaluateParameters,
+    columns: Vec<Column>,
+    groups: Option<Vec<usize>>,
+    goals: Vec<(Goal, f64)>,
+}
+
+impl<'a> Asked<'a> {
+    fn read(context: &StepContext<'_>, parameters: &'a EvaluateParameters, test: &LabelledEmbeddings) -> Result<Self> {
+        let texts = TsvReader::open(context.path("test_text_tsv")?)?;
+        let values = |name: &str| {
+            let rows = test.embeddings.table.rows.iter().map(|&place| place as usize - 1);
+            read_field(&texts, rows, name)
+        };
+        let columns = parameters.subgroups.iter().map(|name| Ok(Column { name: name.clone(), values: values(name)? }));
+        let columns = columns.collect::<Result<_>>()?;
+        let groups = parameters.bootstrap.group.as_deref().map(|name| {
+            let mut ids: BTreeMap<String, usize> = BTreeMap::new();
+            let missing = || {
+                let text =
+                    format!("parameters.bootstrap.group: a row of test_text_tsv has no '{name}'; every row needs one");
+                Error::data(text)
+            };
+            values(name)?
+                .into_iter()
+                .map(|value| {
+                    let next = ids.len();
+                    Ok(*ids.entry(value.ok_or_else(missing)?).or_insert(next))
+                })
+                .collect::<Result<Vec<_>>>()
+        });
+        let targets = &parameters.operating_points;
+        let goal = |goal: Goal, values: &[f64]| values.iter().map(|&v| (goal, v)).collect::<Vec<_>>();
+        let goals =
+            [goal(Goal::Sensitivity, &targets.sensitivity), goal(Goal::Specificity, &targets.specificity)].concat();
+        Ok(Asked { parameters, columns, groups: groups.transpose()?, goals })
+    }
+
+    fn extras(&self) -> Extras<'_> {
+        let bootstrap = &self.parameters.bootstrap;
+        let groups = bootstrap.group.as_deref().zip(self.groups.as_deref());
+        let sampling = Bootstrap { resamples: bootstrap.resamples, seed: bootstrap.seed, groups };
+        let bootstrap = (bootstrap.resamples > 0).then_some(sampling);
+        Extras { bootstrap, goals: &self.goals, columns: &self.columns }
+    }
+}
+
+fn report(
+    method: Method,
+    score: impl Fn(&Embeddings) -> Result<Scores>,
+    (validation, test): (Option<&LabelledEmbeddings>, &LabelledEmbeddings),
+    labels: &Labels,
+    extras: Extras<'_>,
+) -> Result<Evaluated> {
+    let test_scores = score(&test.embeddings)?;
+    let validation_scores = validation.map(|v| score(&v.embeddings)).transpose()?;
+    let validation = match (&validation_scores, validation) {
+        (Some(scores), Some(v)) => Some(Labelled::new(scores, &v.classes)?),
+        _ => None,
+    };
+    let data = Labelled::new(&test_scores, &test.classes)?;
+    let report = evaluate_method(method, validation, data, labels.texts(), extras)?;
+    Ok((report, curves(&test_scores, &test.classes, labels.texts())))
+}
+
+fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddings) -> Result<Head> {
+    if package.config.classifier.as_ref().is_none_or(|c| c.kind != kind) {
+        let what = if kind == ClassifierKind::ZeroShot { "zero-shot" } else { "adapter" };
+        return Err(Error::package(format!("'{}' is not a package of a {what} classifier", package.dir.display())));
+    }
+    if package.labels()? != labels.texts() {
+        return Err(Error::package(
+            "the package's labels are not those of label_file; evaluate with the labels it was made with",
+        ));
+    }
+    let pixels: Option<PixelContract> = serde_json::from_value(test.manifest.space.pixels.clone()).ok();
+    if package.encoder_digest() != test.manifest.space.model_digest || pixels.as_ref() != Some(&package.config.pixels) {
+        return Err(Error::package(format!(
+            "test_embeddings were made by {} with other weights or pixel settings than this package has; embed the images again",
+            test.manifest.space.model_reference
+        )));
+    }
+    let scale = read_tensor(&package.weights(), "logit_scale")?;
+    Head::read(package, scale.f_double_value(&[]).map_err(crate::model::engine)?, test.dim())
+}

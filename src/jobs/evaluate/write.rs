@@ -1,0 +1,70 @@
+//! The report's files.
+
+use super::super::{Artifact, Produced, StepContext, write_json};
+use crate::data::Labels;
+use crate::error::{Error, Result};
+use crate::evaluation::{ClassCurves, MethodReport, Requirement, render_markdown, render_text};
+use crate::registry::{AssetKind, folder_files};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+pub(super) fn report(
+    context: &StepContext<'_>,
+    (labels, identities): (&Labels, &BTreeMap<String, String>),
+    (reports, curves): (&[MethodReport], &[Vec<ClassCurves>]),
+    requirements: &[Requirement],
+) -> Result<Produced> {
+    let folder = context.folder("report")?;
+    let inputs: serde_json::Map<String, Value> = context
+        .inputs
+        .iter()
+        .map(|(n, i)| (n.clone(), json!({ "reference": i.origin(), "sha256": i.digest })))
+        .collect();
+    let document = json!({
+        "format_version": 1, "code_version": crate::CODE_VERSION, "labels": labels.texts(), "inputs": inputs,
+        "classifiers": identities, "requirements": requirements, "methods": reports,
+    });
+    write_json(&folder.join("report.json"), &document)?;
+    let curves: Vec<Value> = reports
+        .iter()
+        .zip(curves)
+        .map(|(report, classes)| json!({ "method": report.method.to_string(), "classes": classes }))
+        .collect();
+    write_json(&folder.join("curves.json"), &json!({ "format_version": 1, "methods": curves }))?;
+    let text = render_text(reports, requirements);
+    for (name, content) in [("report.txt", &text), ("report.md", &render_markdown(reports, requirements))] {
+        let path = folder.join(name);
+        std::fs::write(&path, content).map_err(|e| Error::io("write", &path, e))?;
+    }
+    let methods: Vec<Value> = reports.iter().map(headline).collect();
+    let mut metrics = json!({ "methods": methods });
+    if !requirements.is_empty() {
+        metrics["requirements_met"] = json!(requirements.iter().all(|r| r.met));
+    }
+    let mut produced = Produced { metrics, summary: Some(text), ..Produced::default() };
+    produced.outputs.insert(
+        "report".to_owned(),
+        Artifact {
+            kind: AssetKind::Data,
+            files: folder_files(&folder)?,
+            description: "evaluation on the test split".to_owned(),
+            metadata: produced.metrics.clone(),
+        },
+    );
+    Ok(produced)
+}
+
+/// The numbers of a method that a run record shows.
+fn headline(report: &MethodReport) -> Value {
+    json!({
+        "method": report.method.to_string(),
+        "n": report.n,
+        "accuracy": report.argmax.accuracy,
+        "macro_f1": report.argmax.macro_average.f1,
+        "mcc": report.argmax.mcc,
+        "mauc": report.mauc,
+        "mean_average_precision": report.mean_average_precision,
+        "thresholded_macro_f1": report.thresholded.as_ref().map(|t| t.macro_average.f1),
+        "ece": report.calibration.ece,
+    })
+}

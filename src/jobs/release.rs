@@ -1,0 +1,69 @@
+//! What an evaluation says of a classifier, on its way into the classifier's package.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::evaluation::{Method, MethodReport, Requirement, render_markdown};
+use crate::package::ClassifierKind;
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The parts of `report.json` that are read.
+#[derive(Deserialize)]
+struct Document {
+    classifiers: BTreeMap<String, String>,
+    requirements: Vec<Requirement>,
+    methods: Vec<MethodReport>,
+}
+
+/// A classifier's evaluation.
+pub(super) struct Evaluation {
+    report: MethodReport,
+    requirements: Vec<Requirement>,
+}
+
+impl Evaluation {
+    /// The evaluation of the classifier of that [identity](crate::package::classifier_identity) in an output of Evaluate.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`] for a report that cannot be read, or is of another classifier; [`ErrorKind::Requirement`] when a requirement of it
+    /// was not met.
+    pub(super) fn read(folder: &Path, kind: ClassifierKind, identity: &str) -> Result<Evaluation> {
+        let path = folder.join("report.json");
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let document: Document = serde_json::from_slice(&bytes).map_err(|e| {
+            Error::data(format!("'{}' is not a report of this program: evaluate again", path.display())).with_source(e)
+        })?;
+        let method = if kind == ClassifierKind::ZeroShot { Method::ZeroShot } else { Method::Adapter };
+        let report = document.methods.into_iter().find(|r| r.method == method);
+        let same = document.classifiers.get(&method.to_string()).is_some_and(|found| found == identity);
+        let Some(report) = report.filter(|_| same) else {
+            return Err(Error::data(format!(
+                "'{}' is not about this {method} classifier: evaluate one of the same embedding model, labels, and adapter or text_template",
+                path.display()
+            )));
+        };
+        let missed: Vec<String> = document.requirements.iter().filter(|r| !r.met).map(Requirement::reason).collect();
+        if !missed.is_empty() {
+            return Err(Error::new(ErrorKind::Requirement, format!("not good enough: {}", missed.join("; "))));
+        }
+        Ok(Evaluation { report, requirements: document.requirements })
+    }
+
+    /// The figures for the model card.
+    pub(super) fn markdown(&self) -> String {
+        render_markdown(std::slice::from_ref(&self.report), &self.requirements)
+    }
+
+    /// The thresholds for the package: by label those of the best F1, and the operating points with what they reach.
+    pub(super) fn write_operating_points(&self, path: &Path) -> Result<()> {
+        let thresholds = self.report.thresholded.as_ref().map(|t| {
+            let labels = self.report.argmax.per_class.iter().map(|c| c.label.clone());
+            labels.zip(t.thresholds.iter().map(|&t| json!(t))).collect::<serde_json::Map<_, _>>()
+        });
+        let document = json!({
+            "format_version": 1, "chosen_on": "validation", "best_f1": thresholds, "operating_points": self.report.operating_points,
+        });
+        super::write_json(path, &document)
+    }
+}
