@@ -195,7 +195,7 @@ def _write_mlflow_files(folder, task):
         params.append({"name": "get_scaling_factor", "type": "boolean", "default": True, "shape": None})
     else:
         params.append({"name": "top_k", "type": "long", "default": 0, "shape": None})
-        params.append({"name": "output_format", "type": "string", "default": "records", "shape": None})
+    params.append({"name": "output_format", "type": "string", "default": "records", "shape": None})
     image = base64.b64encode(png()).decode()
     example = {"columns": ["image"], "index": [0], "data": [[image]]}
     if task == "embeddings":
