@@ -109,7 +109,7 @@ def png(height=40, width=60, seed=0, mode="RGB"):
     return buffer.getvalue()
 
 
-def write_package(folder, task, classifier=None, seed=0, model_config=None, complete=False):
+def write_package(folder, task, classifier=None, seed=0, model_config=None, complete=False, labels=LABELS):
     """A package of `task` ("embeddings", or "classification" with classifier "zero-shot" or "adapter"). Returns (config, state, extra).
 
     `extra` is the class embeddings [classes, P] or the adapter's state dict.
@@ -143,7 +143,7 @@ def write_package(folder, task, classifier=None, seed=0, model_config=None, comp
     }
     extra = None
     if classifier:
-        extra = _write_classifier(checkpoints, classifier, model_config["UNICL_MODEL"]["DIM_PROJECTION"], seed)
+        extra = _write_classifier(checkpoints, classifier, model_config["UNICL_MODEL"]["DIM_PROJECTION"], seed, labels)
         settings["classifier"] = {
             "kind": classifier,
             "labels": "classifier/labels.json",
@@ -156,16 +156,16 @@ def write_package(folder, task, classifier=None, seed=0, model_config=None, comp
     return model_config, state, extra
 
 
-def _write_classifier(checkpoints, kind, dim, seed):
+def _write_classifier(checkpoints, kind, dim, seed, labels):
     (checkpoints / "classifier").mkdir()
-    (checkpoints / "classifier" / "labels.json").write_text(json.dumps(LABELS))
+    (checkpoints / "classifier" / "labels.json").write_text(json.dumps(labels))
     if kind == "zero-shot":
         generator = torch.Generator().manual_seed(seed + 1)
-        classes = torch.nn.functional.normalize(torch.randn(len(LABELS), dim, generator=generator), dim=1)
+        classes = torch.nn.functional.normalize(torch.randn(len(labels), dim, generator=generator), dim=1)
         save_file({"class_embeddings": classes}, checkpoints / "classifier" / "class_embeddings.safetensors")
         return classes
     (checkpoints / "adapter").mkdir()
-    settings = {"input_channels": dim, "hidden_dimensions": 40, "classes": len(LABELS)}
+    settings = {"input_channels": dim, "hidden_dimensions": 40, "classes": len(labels)}
     (checkpoints / "adapter" / "config.json").write_text(json.dumps(settings))
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in runtime().modeling.Adapter(settings).state_dict().items()}

@@ -1,0 +1,129 @@
+"""What scripts/bench-serving runs: the loader of a package on a request of many images, and the original's way, in turn, in one process.
+
+The peer does what the original's zero-shot package does for each image of a request: decode, standardise and preprocess with Pillow, a
+forward pass of this one image in f32, and the comparison with the labels' text features, which it computes at its first request and keeps.
+Its network is the tests' independent one (timm's DaViT). There are also programs that encode the label texts anew at every call, one by
+one; what that would cost is shown as the peer's time plus that of the texts for every image. HTTP, loading and MLflow are left out for all.
+"""
+
+import argparse
+import base64
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from measure import require
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests" / "python"))
+from bench_compare import photographs  # noqa: E402
+from handmade import FOUR_STAGES, config, runtime, write_package  # noqa: E402
+from reference import Package, pixels  # noqa: E402
+
+GOAL = 3
+LABELS = [f"endoscopy gastrointestinal finding {n}" for n in range(22)]
+MIDDLE = {
+    **FOUR_STAGES,
+    "DIM_EMBED": [96, 192, 384, 768],
+    "NUM_HEADS": [3, 6, 12, 24],
+    "NUM_GROUPS": [3, 6, 12, 24],
+    "WINDOW_SIZE": 7,
+    "IMAGE_SIZE": [224, 224],
+    "CONTEXT_LENGTH": 77,
+    "WIDTH": 512,
+    "HEADS": 8,
+    "LAYERS": 12,
+}
+SIDE, QUALITY = 512, 75
+
+
+def middle_package(folder):
+    """A zero-shot package of the middle size, whose label features are those of its text encoder; read by public libraries."""
+    model_config = config(**MIDDLE)
+    model_config["UNICL_MODEL"]["DIM_PROJECTION"] = 512
+    write_package(folder, "classification", "zero-shot", model_config=model_config, labels=LABELS)
+    package = Package(folder)
+    package.settings["pixels"] |= {"image_standardization_image_size": SIDE, "image_standardization_jpeg_compression_ratio": QUALITY}
+    package.weights["class_embeddings"] = texts_one_by_one(package)
+    save_file(package.weights, folder / "artifacts" / "checkpoints" / "classifier" / "class_embeddings.safetensors")
+    return package
+
+
+def texts_one_by_one(package):
+    return torch.cat([package.text_features([f"{label}."]) for label in package.labels])
+
+
+def images_one_by_one(package, rows):
+    """The peer: scores [n, classes] of base64 images."""
+    scores = []
+    for row in rows:
+        feature = package.model.encode_image(pixels(base64.b64decode(row), package.settings["pixels"])[None])
+        scores.append(package.scores(feature))
+    return torch.cat(scores)
+
+
+def timed(call):
+    """Wall seconds, seconds on all cores together, and the result."""
+    started, busy = time.perf_counter(), time.process_time()
+    result = call()
+    return time.perf_counter() - started, time.process_time() - busy, result
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
+        folder = Path(scratch)
+        package = middle_package(folder / "package")
+        photographs(folder, arguments.images)
+        rows = [line.split("\t")[1] for line in (folder / "images.tsv").read_text().splitlines()]
+        model = runtime()._load_pyfunc(str(folder / "package" / "artifacts" / "checkpoints"), {"device": "cpu"})
+        params = {"image_standardization_image_size": SIDE, "image_standardization_jpeg_compression_ratio": QUALITY}
+
+        def ours(part):
+            answers = model.predict(pd.DataFrame({"image": part}), params)
+            by_label = [{item["label"]: item["score"] for item in answer} for answer in answers]
+            return torch.tensor([[answer[label] for label in LABELS] for answer in by_label])
+
+        calls = {
+            "medtune, one request": lambda: ours(rows),
+            "medtune, a request an image": lambda: torch.cat([ours([row]) for row in rows]),
+            "one image a time": lambda: images_one_by_one(package, rows),
+            "texts": lambda: texts_one_by_one(package),
+        }
+        ours(rows[:1]), images_one_by_one(package, rows[:1])
+        found = {name: [] for name in calls}
+        for turn in range(arguments.turns):
+            for name, call in calls.items():
+                found[name].append(timed(call))
+                print(f"turn {turn + 1}: {name}: {found[name][-1][0]:.2f} s, {found[name][-1][1]:.2f} s on all cores", flush=True)
+    scores = [found[name][0][2] for name in list(calls)[:3]]
+    difference = max((score.double() - scores[0].double()).abs().max().item() for score in scores)
+    require(difference < 1e-4, f"the scores differ by {difference}: not the same computation")
+    show(found, arguments.images)
+
+
+def show(found, images):
+    """Prints a table and whether the goal is met."""
+    best = {name: [min(times[i] for times in turns) for i in (0, 1)] for name, turns in found.items()}
+    texts = best.pop("texts")
+    best["the same, texts at every call"] = [peer + images * text for peer, text in zip(best["one image a time"], texts)]
+    first = next(iter(best))
+    print(f"\n{'':32}{'s':>8}{'CPU s':>8}{'images/s':>10}{'medtune is':>12}")
+    for name, (wall, busy) in best.items():
+        print(f"{name:32}{wall:8.2f}{busy:8.2f}{images / wall:10.2f}{'' if name == first else f'{wall / best[first][0]:.2f} x':>12}")
+    ratio = best["one image a time"][0] / best[first][0]
+    print(f"goal: {GOAL} x one image a time: {'met' if ratio >= GOAL else 'missed on this machine'}")
+
+
+if __name__ == "__main__":
+    main()
