@@ -1,0 +1,232 @@
+//! The page around the methods: header, verdict, summary, how to read it, origin.
+
+use std::fmt::Write as _;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+use super::table::{Cell, Table};
+use super::text::{classes, decimals, escape, plural, with_interval};
+use super::{Page, curves_of, method, names};
+use crate::evaluation::gate::Requirement;
+use crate::evaluation::interval::Interval;
+use crate::evaluation::report::MethodReport;
+
+const STYLE: &str = include_str!("style.css");
+
+/// What the figures mean, by heading.
+const READING: [(&str, &str); 6] = [
+    (
+        "Highest score and thresholds",
+        "Accuracy, macro F1, MCC and the tables of classes take the class that scores highest in each row. Thresholded macro F1 \
+         asks about each class alone, whether its score reaches the class\u{2019}s threshold, so that a row can have several classes or none. \
+         Those thresholds are chosen on the validation split and applied to the test split as they are.",
+    ),
+    (
+        "Averages",
+        "Macro figures are means over classes: a rare class counts as much as a frequent one. AUC is the chance that a row of the class \
+         scores above a row of another, 0.5 being a guess. AP (average precision) is the area below the precision-recall curve; what a guess \
+         gives is the share of the class\u{2019}s rows. mAUC and mAP are their means over the classes that are in the test split. MCC is 1 where \
+         all rows are right and 0 for a guess.",
+    ),
+    (
+        "Intervals",
+        "Small figures below a number are a 95 % interval: how far the number might lie elsewhere if other rows of the same kind had been \
+         tested. Those of shares are Wilson\u{2019}s, the others come from the bootstrap. They hold the trained model and its thresholds fixed, and say \
+         nothing about data of another kind.",
+    ),
+    (
+        "Calibration",
+        "A model is calibrated if of the rows that it scores at 0.8 eight of ten are right. The expected calibration error (ECE) is the mean \
+         distance from that over all rows, in bins of confidence. Bars below the dashed line are overconfident, bars above it too cautious. \
+         Where the scores are no probabilities, as votes of neighbours, this is a description only.",
+    ),
+    (
+        "Operating points",
+        "Each threshold is the one that reaches the target on the validation split at the best value of the other figure. What it \
+         reaches on the test split is the estimate to go by; it can miss the target, all the more where few rows were there to choose it by.",
+    ),
+    (
+        "Limits",
+        "This is a measurement on one test split. It is no statement of safety or fitness for use in patients, and neither the model nor this \
+         report is a medical device. Figures can differ for other devices, sites and patients, and for groups that are rare here.",
+    ),
+];
+
+pub(super) fn render(page: &Page<'_>) -> String {
+    let names = names(page.methods);
+    let title = escape(page.title);
+    // the policy lets a browser load and run nothing, whatever a text in the page might try
+    let mut out = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{title}: evaluation report</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+    );
+    header(&mut out, page, &title);
+    contents(&mut out, page, &names);
+    out.push_str("<main>\n");
+    verdict(&mut out, page.requirements);
+    out.push_str("<section aria-labelledby=\"summary\">\n<h2 id=\"summary\">Summary</h2>\n");
+    if page.methods.is_empty() {
+        out.push_str("<p>No method was evaluated.</p>\n");
+    } else {
+        out.push_str(&summary(page.methods));
+    }
+    out.push_str("</section>\n");
+    for (index, (report, name)) in page.methods.iter().zip(&names).enumerate() {
+        out.push_str(&method::section(name, report, curves_of(page, index)));
+    }
+    reading(&mut out);
+    origin(&mut out, page);
+    out.push_str("</main>\n</body>\n</html>\n");
+    out
+}
+
+fn header(out: &mut String, page: &Page<'_>, title: &str) {
+    let _ = write!(out, "<header>\n<p class=\"kind\">Evaluation report</p>\n<h1>{title}</h1>\n<dl class=\"facts\">\n");
+    let mut fact = |name: &str, html: &str| {
+        let _ = writeln!(out, "<div><dt>{name}</dt><dd>{html}</dd></div>");
+    };
+    if !page.created.is_empty() {
+        fact("Made", &format!("<time>{}</time>", date(page.created)));
+    }
+    if !page.code_version.is_empty() {
+        fact("Code version", &format!("<code>{}</code>", escape(page.code_version)));
+    }
+    if let Some(first) = page.methods.first() {
+        // all methods see the same rows
+        fact("Test split", &format!("{} of {}", plural(first.n as u64, "row"), classes(page.labels.len())));
+    }
+    out.push_str("</dl>\n</header>\n");
+}
+
+/// In UTC and for people; what is no RFC 3339 stays as it is.
+fn date(created: &str) -> String {
+    let form = format_description!("[day padding:none] [month repr:long] [year], [hour]:[minute] UTC");
+    let parsed = OffsetDateTime::parse(created, &Rfc3339).ok();
+    let shown = parsed.and_then(|at| at.checked_to_offset(time::UtcOffset::UTC)).and_then(|at| at.format(&form).ok());
+    shown.unwrap_or_else(|| escape(created))
+}
+
+fn contents(out: &mut String, page: &Page<'_>, names: &[String]) {
+    out.push_str("<nav aria-label=\"Contents\">\n<ul>\n<li><a href=\"#verdict\">Verdict</a></li>\n<li><a href=\"#summary\">Summary</a></li>\n");
+    for (report, name) in page.methods.iter().zip(names) {
+        let _ = writeln!(out, "<li><a href=\"#{name}\">{}</a></li>", report.method);
+    }
+    out.push_str(
+        "<li><a href=\"#reading\">How to read this</a></li>\n<li><a href=\"#origin\">Origin</a></li>\n</ul>\n</nav>\n",
+    );
+}
+
+fn verdict(out: &mut String, requirements: &[Requirement]) {
+    let missed = requirements.iter().filter(|r| !r.met).count();
+    let (class, heading) = match (requirements.len(), missed) {
+        (0, _) => ("none", "Verdict: no requirements were set".to_owned()),
+        (all, 0) => ("passed", format!("Verdict: gate passed, {all} of {} met", plural(all as u64, "requirement"))),
+        (all, missed) => {
+            ("failed", format!("Verdict: gate failed, {missed} of {} not met", plural(all as u64, "requirement")))
+        }
+    };
+    let _ = writeln!(
+        out,
+        "<section class=\"verdict {class}\" aria-labelledby=\"verdict\">\n<h2 id=\"verdict\">{heading}</h2>"
+    );
+    if requirements.is_empty() {
+        out.push_str("<p>The figures below were not held to anything.</p>\n");
+    } else {
+        let mut table = Table::new("requirements", "plain", "Requirements, and what was measured on the test split");
+        table.head.push(vec![
+            Cell::words("figure"),
+            Cell::words("required"),
+            Cell::column("measured"),
+            Cell::words("result"),
+        ]);
+        for requirement in requirements {
+            let result = if requirement.met { "met" } else { "<strong>not met</strong>" };
+            table.body.push(vec![
+                // a long name may be parted where its parts are
+                Cell::row(escape(&requirement.metric).replace('.', ".<wbr>").replace('_', "_<wbr>")),
+                Cell::text(escape(&requirement.condition)),
+                // a fourth decimal, since 0.7398 is not 0.74
+                Cell::number(decimals(requirement.value, 4)),
+                Cell::text(result),
+            ]);
+        }
+        out.push_str(&table.html());
+    }
+    out.push_str("</section>\n");
+}
+
+fn summary(methods: &[MethodReport]) -> String {
+    type Figure = fn(&MethodReport) -> (Option<f64>, Option<Interval>);
+    const FIGURES: [(&str, Figure); 7] = [
+        ("accuracy", |r| (Some(r.argmax.accuracy), r.intervals.as_ref().map(|i| i.accuracy))),
+        ("macro F1", |r| (Some(r.argmax.macro_average.f1), r.intervals.as_ref().map(|i| i.macro_f1))),
+        ("MCC", |r| (Some(r.argmax.mcc), r.intervals.as_ref().map(|i| i.mcc))),
+        ("mAUC", |r| (r.mauc, r.intervals.as_ref().and_then(|i| i.mauc))),
+        ("mAP", |r| (r.mean_average_precision, r.intervals.as_ref().and_then(|i| i.mean_average_precision))),
+        ("thresholded macro F1", |r| {
+            let value = r.thresholded.as_ref().map(|t| t.macro_average.f1);
+            (value, r.intervals.as_ref().and_then(|i| i.thresholded_macro_f1))
+        }),
+        ("ECE (0 is best)", |r| (Some(r.calibration.ece), None)),
+    ];
+    let mut table = Table::new("figures", "plain", "All methods on the test split");
+    let mut head = vec![Cell::column("figure")];
+    head.extend(methods.iter().map(|r| Cell::column(r.method.to_string())));
+    table.head.push(head);
+    for (name, of) in FIGURES {
+        let mut cells = vec![Cell::row(name)];
+        cells.extend(methods.iter().map(|report| {
+            let (value, interval) = of(report);
+            Cell::number(with_interval(value, interval))
+        }));
+        table.body.push(cells);
+    }
+    let mut rows = vec![Cell::row("rows")];
+    rows.extend(methods.iter().map(|r| Cell::number(r.n.to_string())));
+    table.body.push(rows);
+    table.html()
+}
+
+fn reading(out: &mut String) {
+    out.push_str("<section class=\"reading\" aria-labelledby=\"reading\">\n<h2 id=\"reading\">How to read this</h2>\n");
+    for (heading, text) in READING {
+        let _ = writeln!(out, "<h3>{heading}</h3>\n<p>{text}</p>");
+    }
+    out.push_str("</section>\n");
+}
+
+fn origin(out: &mut String, page: &Page<'_>) {
+    out.push_str("<section aria-labelledby=\"origin\">\n<h2 id=\"origin\">Origin</h2>\n");
+    if page.inputs.is_empty() {
+        out.push_str("<p class=\"note\">No inputs are recorded.</p>\n");
+    } else {
+        let caption = "What was evaluated; report.json has the whole hashes";
+        let mut table = Table::new("inputs", "plain", caption);
+        table.head.push(["input", "reference", "SHA-256"].map(Cell::words).into_iter().collect());
+        for (name, reference, digest) in page.inputs {
+            let short: String = digest.chars().take(12).collect();
+            table.body.push(vec![
+                Cell::row(escape(name)),
+                Cell::text(escape(reference)),
+                Cell::text(format!("<code>{}</code>", escape(&short))),
+            ]);
+        }
+        out.push_str(&table.html());
+    }
+    out.push_str("</section>\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::date;
+
+    #[test]
+    fn dates_are_in_utc() {
+        assert_eq!(date("2026-03-04T01:30:59.123+02:00"), "3 March 2026, 23:30 UTC");
+        assert_eq!(date("<yesterday>"), "&lt;yesterday&gt;");
+    }
+}
