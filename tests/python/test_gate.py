@@ -57,8 +57,9 @@ def test_what_is_not_good_enough_stops_the_pipeline(run, medtune, stopped):
     report = run.data("stopped-report")
     found = {entry["metric"]: entry["met"] for entry in json.loads((report / "report.json").read_text())["requirements"]}
     assert found == {"adapter.accuracy": False, "zero-shot.macro_f1": True, "adapter.macro_f1": True, "knn.macro_f1": True}
-    for name in ("report.txt", "report.md"):
+    for name in ("report.txt", "report.md", "report.html"):
         assert "adapter.accuracy" in (report / name).read_text()
+    assert {"adapter-roc.svg", "knn-confusion.svg", "zero-shot-reliability.svg"} <= {path.name for path in (report / "plots").iterdir()}
 
 
 def test_it_is_not_taken_for_done(run, medtune, stopped):

@@ -3,10 +3,13 @@
 use super::super::{Artifact, Produced, StepContext, write_json};
 use crate::data::Labels;
 use crate::error::{Error, Result};
-use crate::evaluation::{ClassCurves, MethodReport, Requirement, render_markdown, render_text};
+use crate::evaluation::{
+    ClassCurves, MethodReport, Page, Requirement, render_html, render_markdown, render_plots, render_text,
+};
 use crate::registry::{AssetKind, folder_files};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use time::format_description::well_known::Rfc3339;
 
 pub(super) fn report(
     context: &StepContext<'_>,
@@ -25,15 +28,33 @@ pub(super) fn report(
         "classifiers": identities, "requirements": requirements, "methods": reports,
     });
     write_json(&folder.join("report.json"), &document)?;
-    let curves: Vec<Value> = reports
+    let points: Vec<Value> = reports
         .iter()
         .zip(curves)
         .map(|(report, classes)| json!({ "method": report.method.to_string(), "classes": classes }))
         .collect();
-    write_json(&folder.join("curves.json"), &json!({ "format_version": 1, "methods": curves }))?;
+    write_json(&folder.join("curves.json"), &json!({ "format_version": 1, "methods": points }))?;
     let text = render_text(reports, requirements);
-    for (name, content) in [("report.txt", &text), ("report.md", &render_markdown(reports, requirements))] {
-        let path = folder.join(name);
+    let inputs: Vec<_> = context.inputs.iter().map(|(n, i)| (n.clone(), i.origin(), i.digest.clone())).collect();
+    let created = context.begun.format(&Rfc3339).map_err(|e| Error::internal("cannot write a time").with_source(e))?;
+    let page = Page {
+        title: "Evaluation on the test set",
+        created: &created,
+        code_version: crate::CODE_VERSION,
+        inputs: &inputs,
+        labels: labels.texts(),
+        methods: reports,
+        curves,
+        requirements,
+    };
+    let plots = context.folder("report/plots")?;
+    let mut files = vec![
+        (folder.join("report.txt"), text.clone()),
+        (folder.join("report.md"), render_markdown(reports, requirements)),
+        (folder.join("report.html"), render_html(&page)),
+    ];
+    files.extend(render_plots(&page).into_iter().map(|(name, svg)| (plots.join(name), svg)));
+    for (path, content) in files {
         std::fs::write(&path, content).map_err(|e| Error::io("write", &path, e))?;
     }
     let methods: Vec<Value> = reports.iter().map(headline).collect();
