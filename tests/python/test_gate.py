@@ -58,7 +58,7 @@ def test_what_is_not_good_enough_stops_the_pipeline(run, medtune, stopped):
     found = {entry["metric"]: entry["met"] for entry in json.loads((report / "report.json").read_text())["requirements"]}
     assert found == {"adapter.accuracy": False, "zero-shot.macro_f1": True, "adapter.macro_f1": True, "knn.macro_f1": True}
     for name in ("report.txt", "report.md", "report.html"):
-        assert "adapter.accuracy" in (report / name).read_text()
+        assert "adapter.accuracy" in (report / name).read_text().replace("<wbr>", "")  # where a browser may break the line
     assert {"adapter-roc.svg", "knn-confusion.svg", "zero-shot-reliability.svg"} <= {path.name for path in (report / "plots").iterdir()}
 
 
