@@ -47,7 +47,7 @@ impl Default for EvaluateParameters {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootstrapParameters {
-    /// How many samples are drawn; 0: no intervals.
+    /// How many samples are drawn, 100 to 100,000; 0: no intervals.
     pub resamples: usize,
     /// Decides which.
     pub seed: u64,
@@ -80,7 +80,9 @@ impl Default for OperatingTargets {
 impl EvaluateParameters {
     pub(super) fn validate(&self) -> Result<()> {
         in_range("knn", self.knn as u64, 1, u32::MAX.into())?;
-        in_range("bootstrap.resamples", self.bootstrap.resamples as u64, 0, 100_000)?;
+        if self.bootstrap.resamples > 0 {
+            in_range("bootstrap.resamples", self.bootstrap.resamples as u64, 100, 100_000)?;
+        }
         let targets = &self.operating_points;
         for (key, values) in [("sensitivity", &targets.sensitivity), ("specificity", &targets.specificity)] {
             if let Some(value) = values.iter().find(|v| !(**v > 0.0 && **v <= 1.0)) {
@@ -100,6 +102,72 @@ impl EvaluateParameters {
         }
     }
 }
+
+impl EvaluateParameters {
+    /// Whether what is required can be answered from the inputs that are named.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Config`], naming the requirement or the inputs.
+    pub fn check_inputs(&self, given: impl Fn(&str) -> bool) -> Result<()> {
+        for split in ["train", "validation"] {
+            let (folder, texts) = (format!("{split}_embeddings"), format!("{split}_text_tsv"));
+            if given(&folder) != given(&texts) {
+                let text = format!("inputs: {folder} and {texts} belong together; give both or neither");
+                return Err(Error::config(text));
+            }
+        }
+        let inputs = ["zero_shot_mlflow_model", "adapter_mlflow_model", "train_embeddings"];
+        if !inputs.iter().any(|input| given(input)) {
+            return Err(Error::config(
+                "inputs: nothing to evaluate; give zero_shot_mlflow_model, adapter_mlflow_model, or train_embeddings with \
+                 train_text_tsv",
+            ));
+        }
+        for figure in self.require.keys() {
+            let wrong = |why: String| Err(Error::config(format!("parameters.require.{figure}: {why}")));
+            let missing =
+                METHODS.iter().zip(inputs).find(|(m, input)| figure.method.as_deref() == Some(**m) && !given(input));
+            if let Some((method, input)) = missing {
+                return wrong(format!("{method} is not evaluated; give {input}, or leave the requirement out"));
+            }
+            if figure.name == "thresholded_macro_f1" && !given("validation_embeddings") {
+                return wrong(
+                    "thresholds are chosen on validation_embeddings: give them and validation_text_tsv".into(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether texts that a Prepare step writes have the fields that are asked for.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Config`], naming the field.
+    pub fn check_prepared(&self) -> Result<()> {
+        let asked = self.subgroups.iter().chain(&self.bootstrap.group);
+        match asked.into_iter().find(|name| !PREPARED.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => Err(Error::config(format!(
+                "parameters: the texts that a Prepare step writes have no field '{name}', only {}; give test_text_tsv from elsewhere",
+                PREPARED.join(", ")
+            ))),
+        }
+    }
+
+    /// Whether the labels that something is required of are among `labels`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Config`], naming the requirement.
+    pub fn check_labels(&self, labels: &[String]) -> Result<()> {
+        let unknown = self.require.keys().find_map(|f| Some((f, f.label.as_ref().filter(|l| !labels.contains(l))?)));
+        let Some((figure, label)) = unknown else { return Ok(()) };
+        let near = did_you_mean(label, labels.iter().map(String::as_str));
+        Err(Error::config(format!("parameters.require.{figure}: label_file has no label '{label}': {near}")))
+    }
+}
+
+/// Fields of the text rows that Prepare writes.
+const PREPARED: [&str; 4] = ["class_id", "class_name", "source", "task"];
 
 /// Names of methods that a requirement can be limited to.
 const METHODS: [&str; 3] = ["zero-shot", "adapter", "knn"];

@@ -357,6 +357,9 @@ fn build_step(kind: Kind, mut rest: Mapping, place: &str) -> Result<Step> {
     }
     let parameters =
         Parameters::build(kind, rest.remove("parameters").unwrap_or(Value::Null), &format!("{place}parameters"))?;
+    if let Parameters::Evaluate(evaluate) = &parameters {
+        evaluate.check_inputs(|name| inputs.contains_key(name)).map_err(|e| Error::config(format!("{place}{e}")))?;
+    }
     Ok(Step { kind, inputs, parameters, outputs })
 }
 
@@ -411,6 +414,11 @@ fn check_wiring(steps: &[(String, Step)]) -> Result<()> {
                     did_you_mean(from, names)
                 )));
             };
+            if let (Parameters::Evaluate(evaluate), Kind::Prepare, "test_text_tsv") =
+                (&step.parameters, producer.kind, input.as_str())
+            {
+                evaluate.check_prepared().map_err(|e| Error::config(format!("steps.{name}.{e}")))?;
+            }
             let outputs = producer.kind.outputs();
             let Some(made) = outputs.iter().find(|p| p.name == output) else {
                 let known: Vec<&str> = outputs.iter().map(|p| p.name).collect();

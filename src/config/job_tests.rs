@@ -86,6 +86,13 @@ fn final_models_are_those_that_no_model_is_made_from() {
     let two = with("").replace("'${{ steps.tune.outputs.mlflow_model_folder }}'", "'model:m@2'");
     assert_eq!(models(&two), [("tune".to_owned(), "mlflow_model_folder".to_owned()), last]);
     assert!(models(EMBED).is_empty());
+    // what is released in the place of what was evaluated
+    let release = format!(
+        "{}  release:\n    kind: Assemble\n    inputs: {{mlflow_model_path: '${{{{ steps.tune.outputs.mlflow_model_folder }}}}', \
+         label_file: e, report: '${{{{ steps.judge.outputs.report }}}}'}}\n",
+        with("")
+    );
+    assert_eq!(models(&release), [("release".to_owned(), "classification_mlflow_model".to_owned())]);
 
     let section = "mlflow: {tracking_uri: 'http://h', registered_model: one, alias: best}";
     assert_eq!(job(&with(section)).unwrap().mlflow.unwrap().alias.as_deref(), Some("best"));

@@ -130,21 +130,23 @@ impl Mlflow {
 }
 
 /// The models of a job that no further model of it is made from: pairs of step and output. A model that is only embedded
-/// with or evaluated counts.
+/// with or evaluated counts, unless it is evaluated for the report that another is made with.
 #[must_use]
 pub fn final_models(job: &Job) -> Vec<(String, String)> {
     let steps = job.steps();
     let makes_models = |step: &super::job::Step| step.kind.outputs().iter().any(|p| p.port_type == PortType::Model);
-    // a model that is evaluated for the report that another takes is that other's candidate
-    let reports = steps.iter().filter_map(|(_, step)| match step.inputs.get("report") {
-        Some(super::job::InputSource::Step { step, .. }) => Some(step.as_str()),
-        _ => None,
+    // the model that was evaluated for the report that another takes is that other's candidate
+    let candidates = steps.iter().filter_map(|(_, step)| {
+        let Some(super::job::InputSource::Step { step: judge, .. }) = step.inputs.get("report") else { return None };
+        let adapter = step.inputs.contains_key("adapter");
+        let input = if adapter { "adapter_mlflow_model" } else { "zero_shot_mlflow_model" };
+        steps.iter().find(|(name, _)| name == judge)?.1.inputs.get(input)
     });
-    let reports: Vec<&str> = reports.collect();
     let used: Vec<(&str, &str)> = steps
         .iter()
-        .filter(|(name, step)| makes_models(step) || reports.contains(&name.as_str()))
+        .filter(|(_, step)| makes_models(step))
         .flat_map(|(_, step)| step.inputs.values())
+        .chain(candidates)
         .filter_map(|source| match source {
             super::job::InputSource::Step { step, output } => Some((step.as_str(), output.as_str())),
             _ => None,

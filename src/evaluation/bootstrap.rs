@@ -2,11 +2,14 @@
 //!
 //! Where several rows come from one patient, they are not independent, and intervals over rows are too narrow: then whole groups
 //! are drawn. The same seed gives the same intervals, whatever the number of threads.
+//!
+//! Of eight rows that are all right every sample is all right, which does not make the accuracy certain: intervals of accuracy, precision and
+//! recall reach at least as far as Wilson's of the rows.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::interval::{Interval, LEVEL};
+use super::interval::{Interval, LEVEL, Proportion};
 use super::metrics::{Confusion, Tally, macro_average};
 use super::scores::Labelled;
 use crate::imaging::SampleRng;
@@ -35,7 +38,7 @@ pub struct Intervals {
     pub group: Option<String>,
     /// How many groups or rows there were to draw from.
     pub units: usize,
-    /// Of the accuracy.
+    /// Of the accuracy; at least Wilson's.
     pub accuracy: Interval,
     /// Of the macro F1 of the highest-scoring class.
     pub macro_f1: Interval,
@@ -54,11 +57,11 @@ pub struct Intervals {
 /// Intervals of one class's figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassIntervals {
-    /// Of its precision.
+    /// Of its precision; at least Wilson's.
     pub precision: Interval,
-    /// Of its recall.
+    /// Of its recall, over the samples that have rows of the class; at least Wilson's.
     pub recall: Interval,
-    /// Of its F1.
+    /// Of its F1, over the same samples.
     pub f1: Interval,
     /// Of its ROC AUC, over the samples that have rows of the class and of others.
     pub auc: Option<Interval>,
@@ -72,8 +75,21 @@ struct Figures {
     mauc: Option<f64>,
     mean_average_precision: Option<f64>,
     thresholded_macro_f1: Option<f64>,
+    /// Precision, recall and F1 of each class.
     classes: Vec<[f64; 3]>,
+    /// Whether the sample has rows of the class.
+    present: Vec<bool>,
     auc: Vec<Option<f64>>,
+}
+
+/// The interval of a class that is in no sample, as the figures of an absent class are 0.
+const NOTHING: Interval = Interval { low: 0.0, high: 0.0 };
+
+impl Figures {
+    /// A figure of a class that the sample has rows of: without them it would be 0, which says nothing of the model.
+    fn of_class(&self, class: usize, figure: usize) -> Option<f64> {
+        self.present[class].then_some(self.classes[class][figure])
+    }
 }
 
 /// Intervals of what is reported of `data`; `thresholds`, one a class, are applied as they are. `None` when no sample is asked for.
@@ -96,12 +112,18 @@ pub fn intervals(data: &Labelled<'_>, thresholds: Option<&[f64]>, bootstrap: Boo
     let over = |of: &dyn Fn(&Figures) -> f64| Interval::of_resamples(figures.iter().map(of).collect());
     let defined =
         |of: &dyn Fn(&Figures) -> Option<f64>| Interval::of_resamples(figures.iter().filter_map(of).collect());
-    let per_class = (0..data.scores().classes())
-        .map(|c| {
+    let tallies = Confusion::new(data.truth(), &sampler.predicted, data.scores().classes()).tallies();
+    let right = tallies.iter().map(|t| t.true_positives).sum();
+    let per_class = tallies
+        .iter()
+        .enumerate()
+        .map(|(c, tally)| {
             Some(ClassIntervals {
-                precision: over(&|f| f.classes[c][0])?,
-                recall: over(&|f| f.classes[c][1])?,
-                f1: over(&|f| f.classes[c][2])?,
+                precision: over(&|f| f.classes[c][0])?.or_wider(Proportion::new(tally.true_positives, tally.predicted)),
+                recall: defined(&|f| f.of_class(c, 1))
+                    .unwrap_or(NOTHING)
+                    .or_wider(Proportion::new(tally.true_positives, tally.actual)),
+                f1: defined(&|f| f.of_class(c, 2)).unwrap_or(NOTHING),
                 auc: defined(&|f| f.auc[c]),
             })
         })
@@ -112,7 +134,7 @@ pub fn intervals(data: &Labelled<'_>, thresholds: Option<&[f64]>, bootstrap: Boo
         seed: bootstrap.seed,
         group: bootstrap.groups.map(|(name, _)| name.to_owned()),
         units,
-        accuracy: over(&|f| f.accuracy)?,
+        accuracy: over(&|f| f.accuracy)?.or_wider(Proportion::new(right, data.rows() as u64)),
         macro_f1: over(&|f| f.macro_f1)?,
         mcc: over(&|f| f.mcc)?,
         mauc: defined(&|f| f.mauc),
@@ -185,6 +207,7 @@ impl<'a> Sampler<'a> {
             mean_average_precision: mean(|r| r.1),
             thresholded_macro_f1: thresholded,
             classes: tallies.iter().map(|t| t.prf()).map(|p| [p.precision, p.recall, p.f1]).collect(),
+            present: tallies.iter().map(|t| t.actual > 0).collect(),
             auc: rankings.iter().map(|r| r.map(|r| r.0)).collect(),
         }
     }

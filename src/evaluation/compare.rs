@@ -37,7 +37,7 @@ pub struct Pair {
     pub apart: Option<bool>,
 }
 
-/// Every figure of the methods that both evaluated, and the recall of every class that both know.
+/// The figures of the methods that both evaluated, and the recall of every class that both know.
 #[must_use]
 pub fn compare(first: &[MethodReport], second: &[MethodReport]) -> Vec<Pair> {
     let mut pairs = Vec::new();
@@ -64,10 +64,7 @@ pub fn compare(first: &[MethodReport], second: &[MethodReport]) -> Vec<Pair> {
 
 fn interval(report: &MethodReport, figure: &Figure) -> Option<Interval> {
     let end = |end| value(report, &Figure { end: Some(end), ..figure.clone() });
-    match figure.name.as_str() {
-        "ece" | "brier" | "log_loss" => None,
-        _ => Some(Interval { low: end(IntervalEnd::Low)?, high: end(IntervalEnd::High)? }),
-    }
+    Some(Interval { low: end(IntervalEnd::Low)?, high: end(IntervalEnd::High)? })
 }
 
 #[cfg(test)]
@@ -97,6 +94,7 @@ mod tests {
         assert_eq!(of("recall[a]").second, Some(0.9));
         // no row is of class b, so nothing is known of its recall
         assert_eq!((of("recall[b]").first, of("recall[b]").difference), (None, None));
+        assert_eq!(of("recall[b]").apart, None);
         assert_eq!(compare(&first, &first)[0].apart, Some(false));
     }
 }

@@ -1,7 +1,5 @@
 //! Requirements that an evaluation must meet before anything that rests on it is published.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::interval::Interval;
@@ -22,18 +20,30 @@ pub struct Requirement {
 }
 
 impl Requirement {
+    /// The value with four decimals, or all of them where it would round to the other side of the bound.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let Some(value) = self.value else { return "undefined".to_owned() };
+        let text = format!("{value:.4}");
+        let bound: Result<Condition, _> = self.condition.parse();
+        let misleading = text.parse().is_ok_and(|rounded| bound.is_ok_and(|b| b.holds(rounded) != self.met));
+        if misleading { value.to_string() } else { text }
+    }
+
     /// How it came out, in words.
     #[must_use]
     pub fn reason(&self) -> String {
-        let value = self.value.map_or_else(|| "undefined".to_owned(), |v| format!("{v:.4}"));
         let asked = if self.met { "as asked" } else { "not" };
-        format!("{} is {value}, {asked} {}", self.metric, self.condition)
+        format!("{} is {}, {asked} {}", self.metric, self.shown(), self.condition)
     }
 }
 
 /// Holds `reports` to `require`: one entry a requirement and method that it is for.
 #[must_use]
-pub fn check(require: &BTreeMap<Figure, Condition>, reports: &[MethodReport]) -> Vec<Requirement> {
+pub fn check<'a>(
+    require: impl IntoIterator<Item = (&'a Figure, &'a Condition)>,
+    reports: &[MethodReport],
+) -> Vec<Requirement> {
     let mut found = Vec::new();
     for (figure, condition) in require {
         let of = |method: &str, value: Option<f64>| Requirement {
@@ -77,9 +87,10 @@ pub fn value(report: &MethodReport, figure: &Figure) -> Option<f64> {
     let argmax = &report.argmax;
     if let Some(label) = &figure.label {
         let class = argmax.per_class.iter().position(|c| &c.label == label)?;
-        let (of, interval) = (&argmax.per_class[class], intervals.and_then(|i| i.per_class.get(class)));
+        let of = &argmax.per_class[class];
         // without rows of the class its recall is 0 by convention, which says nothing
         let counted = |value: f64| (of.support > 0).then_some(value);
+        let interval = intervals.and_then(|i| i.per_class.get(class)).filter(|_| of.support > 0);
         return match figure.name.as_str() {
             "precision" => pick(counted(of.prf.precision), interval.map(|i| i.precision)),
             "recall" => pick(counted(of.prf.recall), interval.map(|i| i.recall)),
@@ -90,8 +101,8 @@ pub fn value(report: &MethodReport, figure: &Figure) -> Option<f64> {
     match figure.name.as_str() {
         "accuracy" => pick(Some(argmax.accuracy), intervals.map(|i| i.accuracy)),
         "macro_f1" => pick(Some(argmax.macro_average.f1), intervals.map(|i| i.macro_f1)),
-        "macro_precision" => Some(argmax.macro_average.precision),
-        "macro_recall" => Some(argmax.macro_average.recall),
+        "macro_precision" => pick(Some(argmax.macro_average.precision), None),
+        "macro_recall" => pick(Some(argmax.macro_average.recall), None),
         "mcc" => pick(Some(argmax.mcc), intervals.map(|i| i.mcc)),
         "mauc" => pick(report.mauc, intervals.and_then(|i| i.mauc)),
         "mean_average_precision" => {
@@ -101,9 +112,27 @@ pub fn value(report: &MethodReport, figure: &Figure) -> Option<f64> {
             report.thresholded.as_ref().map(|t| t.macro_average.f1),
             intervals.and_then(|i| i.thresholded_macro_f1),
         ),
-        "ece" => Some(report.calibration.ece),
-        "brier" => Some(report.calibration.brier),
-        "log_loss" => Some(report.calibration.log_loss),
+        "ece" => pick(Some(report.calibration.ece), None),
+        "brier" => pick(Some(report.calibration.brier), None),
+        "log_loss" => pick(Some(report.calibration.log_loss), None),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rounds_to_the_bound_is_written_out() {
+        let missed = |value: f64| Requirement {
+            metric: "knn.mcc".to_owned(),
+            condition: ">= 0.8".to_owned(),
+            value: Some(value),
+            met: false,
+        };
+        assert_eq!(missed(0.79996).reason(), "knn.mcc is 0.79996, not >= 0.8");
+        assert_eq!(missed(0.7112345).shown(), "0.7112");
+        assert_eq!(Requirement { value: None, ..missed(0.0) }.reason(), "knn.mcc is undefined, not >= 0.8");
     }
 }

@@ -29,6 +29,15 @@ impl Interval {
         let tail = (1.0 - LEVEL) / 2.0;
         (!values.is_empty()).then(|| Interval { low: at(tail), high: at(1.0 - tail) })
     }
+
+    /// The interval that holds this one and that of `share`.
+    #[must_use]
+    pub fn or_wider(self, share: Proportion) -> Interval {
+        Interval {
+            low: share.low.map_or(self.low, |low| low.min(self.low)),
+            high: share.high.map_or(self.high, |high| high.max(self.high)),
+        }
+    }
 }
 
 /// A share of rows with Wilson's 95 % interval. Of no rows there is no share.

@@ -1,6 +1,6 @@
 //! Metrics, thresholds, kNN, reports.
 //!
-//! Every figure equals scikit-learn's on the same input (checked to 1e-9 against a committed table), in `f64`, with
+//! Every figure that scikit-learn has equals its on the same input (checked to 1e-9), in `f64`, with
 //! `zero_division = 0`. Plain vectors in, plain vectors out: no tensors. Scores that are not finite, class ids outside the
 //! label list and lengths that do not fit are data errors, never a silent figure.
 

@@ -77,7 +77,7 @@ fn summary(reports: &[MethodReport]) -> Vec<Vec<String>> {
 
 /// The figures' intervals, in the columns of the figures.
 fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
-    let text = |i: Interval| format!("{:.3}-{:.3}", i.low, i.high);
+    let text = |i: Interval| format!("{:.3} to {:.3}", i.low, i.high);
     let level = format!("{:.0} % interval", intervals.level * 100.0);
     let mut row = vec![report.method.to_string(), level];
     row.extend(words(&["-", "-"]));
@@ -95,7 +95,7 @@ fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
 fn required(requirements: &[Requirement]) -> Vec<Vec<String>> {
     let mut rows = vec![words(&["requirement", "condition", "value", "met"])];
     for requirement in requirements {
-        let (value, met) = (number(requirement.value), if requirement.met { "yes" } else { "NO" });
+        let (value, met) = (requirement.shown(), if requirement.met { "yes" } else { "NO" });
         rows.push(vec![one_line(&requirement.metric), requirement.condition.clone(), value, met.to_owned()]);
     }
     rows

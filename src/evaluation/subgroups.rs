@@ -60,21 +60,32 @@ pub fn subgroups(data: &Labelled<'_>, column: &Column) -> Result<SubgroupTable> 
             data.rows()
         )));
     }
-    let mut rows: BTreeMap<(bool, &str), Vec<usize>> = BTreeMap::new();
-    for (row, value) in column.values.iter().enumerate() {
-        rows.entry((value.is_none(), value.as_deref().unwrap_or(NONE))).or_default().push(row);
+    let groups = column.groups()?.into_iter().map(|(value, rows)| subgroup(data, value, &rows));
+    Ok(SubgroupTable { column: name.clone(), groups: groups.collect::<Result<_>>()? })
+}
+
+impl Column {
+    /// The rows of each value, in the order of their texts; those without a value last.
+    ///
+    /// # Errors
+    /// [`Data`](crate::ErrorKind::Data) if there is no value at all, or too many different ones.
+    pub fn groups(&self) -> Result<Vec<(&str, Vec<usize>)>> {
+        let name = &self.name;
+        let mut rows: BTreeMap<(bool, &str), Vec<usize>> = BTreeMap::new();
+        for (row, value) in self.values.iter().enumerate() {
+            rows.entry((value.is_none(), value.as_deref().unwrap_or(NONE))).or_default().push(row);
+        }
+        if rows.keys().all(|(none, _)| *none) {
+            return Err(Error::data(format!("no row has a value of '{name}': check the name")));
+        }
+        if rows.len() > MOST_GROUPS {
+            return Err(Error::data(format!(
+                "column '{name}' has {} different values, at most {MOST_GROUPS} make subgroups: band them, as in \"60-69\"",
+                rows.len()
+            )));
+        }
+        Ok(rows.into_iter().map(|((_, value), rows)| (value, rows)).collect())
     }
-    if rows.keys().all(|(none, _)| *none) {
-        return Err(Error::data(format!("no row has a value of '{name}': check the name")));
-    }
-    if rows.len() > MOST_GROUPS {
-        return Err(Error::data(format!(
-            "column '{name}' has {} different values, at most {MOST_GROUPS} make subgroups: band them, as in \"60-69\"",
-            rows.len()
-        )));
-    }
-    let groups = rows.into_iter().map(|((_, value), rows)| subgroup(data, value, &rows)).collect::<Result<_>>()?;
-    Ok(SubgroupTable { column: name.clone(), groups })
 }
 
 fn subgroup(data: &Labelled<'_>, value: &str, rows: &[usize]) -> Result<Subgroup> {

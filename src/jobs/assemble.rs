@@ -11,8 +11,7 @@ use crate::infer::{Encoder, device};
 use crate::model::adapter::Adapter;
 use crate::model::weights::write_tensors;
 use crate::package::{
-    ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, classifier_identity, package_files,
-    write_package,
+    ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, package_files, write_package,
 };
 use crate::registry::AssetKind;
 use serde_json::json;
@@ -40,6 +39,25 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         adapter: None,
         operating_points: None,
     };
+    if let Some(adapter) = &adapter {
+        adapter.save(&context.folder("checkpoints/adapter")?)?;
+        classifier.kind = ClassifierKind::Adapter;
+        classifier.adapter = Some("adapter/adapter.safetensors".to_owned());
+    }
+    // before the model is loaded: a report of another classifier is no ground for this one
+    let evaluation = context.optional_path("report").map(|folder| {
+        let weights =
+            classifier.adapter.as_ref().map(|path| crate::storage::sha256_file(&checkpoints.join(path))).transpose()?;
+        let head = (parameters.text_template.as_str(), weights.as_ref().map(|file| file.sha256.as_str()));
+        let identity = base.classifier_with(labels.texts(), head);
+        Evaluation::read(folder, classifier.kind, &identity).map_err(|e| e.context("input report"))
+    });
+    let evaluation = evaluation.transpose()?;
+    if let Some(evaluation) = &evaluation
+        && evaluation.write_operating_points(&classifier_folder.join("operating_points.json"))?
+    {
+        classifier.operating_points = Some("classifier/operating_points.json".to_owned());
+    }
     let encoder = Encoder::load(&base, device::select(context.compute)?)?;
     if let Some(adapter) = &adapter {
         if adapter.config().input_channels as usize != encoder.dim() {
@@ -49,9 +67,6 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
                 encoder.dim()
             )));
         }
-        adapter.save(&context.folder("checkpoints/adapter")?)?;
-        classifier.kind = ClassifierKind::Adapter;
-        classifier.adapter = Some("adapter/adapter.safetensors".to_owned());
     } else {
         let embeddings = encoder.class_embeddings(&labels, &parameters.text_template)?;
         let shape = [labels.len() as i64, encoder.dim() as i64];
@@ -59,19 +74,6 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         let path = classifier_folder.join("class_embeddings.safetensors");
         write_tensors(&path, std::iter::once(("class_embeddings", &tensor)))?;
         classifier.class_embeddings = Some("classifier/class_embeddings.safetensors".to_owned());
-    }
-
-    let evaluation = context.optional_path("report").map(|folder| {
-        let weights =
-            classifier.adapter.as_ref().map(|path| crate::storage::sha256_file(&checkpoints.join(path))).transpose()?;
-        let head = (parameters.text_template.as_str(), weights.as_ref().map(|file| file.sha256.as_str()));
-        let identity = classifier_identity(&base.encoder_digest(), labels.texts(), head);
-        Evaluation::read(folder, classifier.kind, &identity).map_err(|e| e.context("input report"))
-    });
-    let evaluation = evaluation.transpose()?;
-    if let Some(evaluation) = &evaluation {
-        evaluation.write_operating_points(&classifier_folder.join("operating_points.json"))?;
-        classifier.operating_points = Some("classifier/operating_points.json".to_owned());
     }
 
     let mut config = base.config.clone();

@@ -2,7 +2,7 @@
 //!
 //! A job kind is a function from resolved inputs and parameters to produced files ([`StepContext`] in, [`Produced`] out). It
 //! writes into a scratch folder and nowhere else; only the runner publishes, and only what a step finished. So a failed or
-//! killed step leaves nothing that anybody can see.
+//! killed step leaves nothing that anybody can see, but for one that refuses its own result: that leaves the report that says why.
 
 mod adapter;
 mod assemble;

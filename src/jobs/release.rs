@@ -23,7 +23,7 @@ pub(super) struct Evaluation {
 }
 
 impl Evaluation {
-    /// The evaluation of the classifier of that [identity](crate::package::classifier_identity) in an output of Evaluate.
+    /// The evaluation of the classifier of that [identity](crate::package::Package::classifier_with) in an output of Evaluate.
     ///
     /// # Errors
     /// [`ErrorKind::Data`] for a report that cannot be read, or is of another classifier; [`ErrorKind::Requirement`] when a requirement of it
@@ -55,15 +55,15 @@ impl Evaluation {
         render_markdown(std::slice::from_ref(&self.report), &self.requirements)
     }
 
-    /// The thresholds for the package: by label those of the best F1, and the operating points with what they reach.
-    pub(super) fn write_operating_points(&self, path: &Path) -> Result<()> {
-        let thresholds = self.report.thresholded.as_ref().map(|t| {
-            let labels = self.report.argmax.per_class.iter().map(|c| c.label.clone());
-            labels.zip(t.thresholds.iter().map(|&t| json!(t))).collect::<serde_json::Map<_, _>>()
-        });
+    /// Writes the thresholds for the package: by label those of the best F1, and the operating points with what they reach. False when there
+    /// are none, for want of validation data.
+    pub(super) fn write_operating_points(&self, path: &Path) -> Result<bool> {
+        let Some(thresholded) = &self.report.thresholded else { return Ok(false) };
+        let labels = self.report.argmax.per_class.iter().map(|c| c.label.clone());
+        let thresholds: serde_json::Map<_, _> = labels.zip(thresholded.thresholds.iter().map(|&t| json!(t))).collect();
         let document = json!({
             "format_version": 1, "chosen_on": "validation", "best_f1": thresholds, "operating_points": self.report.operating_points,
         });
-        super::write_json(path, &document)
+        super::write_json(path, &document).map(|()| true)
     }
 }

@@ -53,7 +53,8 @@ pub(super) fn after(client: &Client, (store, job): (&Store, &Job), record: &mut 
 fn versions(store: &Store, job: &Job, record: &RunRecord) -> Result<Vec<Version>> {
     let mut versions = Vec::new();
     // models that were found wanting are none that anybody should deploy
-    if record.error.as_ref().is_some_and(|e| e.kind == ErrorKind::Requirement.name()) {
+    let errors = record.error.iter().chain(record.steps.iter().filter_map(|s| s.error.as_ref()));
+    if errors.into_iter().any(|e| e.kind == ErrorKind::Requirement.name()) {
         return Ok(versions);
     }
     for (step, output) in final_models(job) {

@@ -16,7 +16,7 @@ mod writer;
 pub use card::ModelCard;
 pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, Task};
 pub use manifest::{FileEntry, Manifest};
-pub use reader::{Package, classifier_identity, package_files, read_package, verify_package};
+pub use reader::{Package, package_files, read_package, verify_package};
 pub use writer::{PackageSpec, write_package};
 
 /// The folder of weights and settings inside a package, which the MLflow loader is given.

@@ -72,7 +72,7 @@ impl Package {
         hex(&hasher.finalize())
     }
 
-    /// What a classifier decides by, see [`classifier_identity`]; `None` for embeddings.
+    /// SHA-256 (hex) over what a classifier decides by, as [`Package::classifier_with`] gives it; `None` for embeddings.
     ///
     /// # Errors
     /// As [`Package::labels`].
@@ -81,7 +81,18 @@ impl Package {
         let adapter = classifier.adapter.as_ref().map(|path| format!("{CHECKPOINTS}/{path}"));
         let entry = adapter.and_then(|path| self.manifest.files.iter().find(|f| f.path == path));
         let head = (classifier.text_template.as_str(), entry.map(|e| e.sha256.as_str()));
-        Ok(Some(classifier_identity(&self.encoder_digest(), &self.labels()?, head)))
+        Ok(Some(self.classifier_with(&self.labels()?, head)))
+    }
+
+    /// SHA-256 (hex) over what a classifier made of this model decides by: encoder, pixel settings, tokenizer, labels, and the SHA-256 of its
+    /// adapter's weights or, without one, the template of the label texts. Packages that differ elsewhere only have the same.
+    #[must_use]
+    pub fn classifier_with(&self, labels: &[String], (template, adapter): (&str, Option<&str>)) -> String {
+        let head = adapter.map_or_else(|| format!("template {template}"), |sha256| format!("adapter {sha256}"));
+        let tokenizer = format!("{CHECKPOINTS}/{}", self.config.tokenizer);
+        let tokenizer = self.manifest.files.iter().find(|f| f.path == tokenizer).map(|f| f.sha256.as_str());
+        let parts = serde_json::json!([self.encoder_digest(), self.config.pixels, tokenizer, labels, head]);
+        hex(&Sha256::digest(parts.to_string()))
     }
 
     /// The label texts in class order; empty for embeddings.
@@ -91,15 +102,6 @@ impl Package {
     pub fn labels(&self) -> Result<Vec<String>> {
         labels(&self.checkpoints(), &self.config)
     }
-}
-
-/// SHA-256 (hex) over what a classifier decides by: the [encoder's digest](Package::encoder_digest), its labels, and the SHA-256 of its
-/// adapter's weights or, without one, the template of the label texts. Packages that differ elsewhere only have the same.
-#[must_use]
-pub fn classifier_identity(encoder: &str, labels: &[String], (template, adapter): (&str, Option<&str>)) -> String {
-    let head = adapter.map_or_else(|| format!("template {template}"), |sha256| format!("adapter {sha256}"));
-    let parts = serde_json::json!([encoder, labels, head]);
-    hex(&Sha256::digest(parts.to_string()))
 }
 
 /// The label texts of a classifier under `checkpoints`; empty for embeddings.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 PROGRAM = Path(__file__).resolve().parents[2] / ".chromium"
 # no sandbox, which root may not have, and no helper process, which needs one
-OPTIONS = ("--headless", "--no-sandbox", "--no-zygote", "--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-background-networking", "--hide-scrollbars")
+OPTIONS = ("--headless", "--no-sandbox", "--no-zygote", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions", "--disable-background-networking", "--hide-scrollbars")
 
 
 class Browser:
     """A browser with one tab. `events` holds what it has told unasked."""
 
-    def __init__(self, folder, limit=240):
+    def __init__(self, folder, limit=900):
         assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup --test gets it"
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
@@ -30,6 +30,7 @@ class Browser:
         for end in (to_read, to_write, *ends):
             os.close(end)
         self._watchdog = threading.Timer(limit, self.process.kill)
+        self._watchdog.daemon = True
         self._watchdog.start()
         self._number, self._rest, self._session, self.events = 0, b"", None, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]

@@ -67,6 +67,8 @@ def listening(folder, command, port, health, extra=None):
         while not answers(uri + health):
             assert process.poll() is None and time.monotonic() < deadline, f"{program.name} did not start:\n{log.read_text()[-3000:]}"
             time.sleep(0.2)
+        # another server may have taken the port in between
+        assert process.poll() is None, f"{program.name} has ended:\n{log.read_text()[-3000:]}"
         yield uri
     finally:
         # its workers are in the same group, and outlive a server that has ended by itself

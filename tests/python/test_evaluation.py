@@ -218,9 +218,13 @@ def test_intervals_are_percentiles_of_what_scikit_learn_says_of_the_samples(eval
     assert intervals["units"] == (groups.max() + 1 if grouped else rows)
     chosen = np.array(answer["report"]["thresholded"]["thresholds"])
 
-    def expect(name, of, entry=intervals):
+    def expect(name, of, entry=intervals, share=None):
+        """Percentiles of `of`; for a share, (hits, rows), at least as wide as Wilson's interval."""
         values = [of(truth[s], scores[s]) for s in samples]
         low, high = np.percentile([v for v in values if v is not None], [2.5, 97.5])
+        if share and share[1]:
+            wilson = stats.binomtest(int(share[0]), int(share[1])).proportion_ci(method="wilson")
+            low, high = min(low, wilson.low), max(high, wilson.high)
         assert (entry[name]["low"], entry[name]["high"]) == pytest.approx((low, high), abs=EXACT), name
 
     def over_classes(of):
@@ -232,15 +236,19 @@ def test_intervals_are_percentiles_of_what_scikit_learn_says_of_the_samples(eval
     def after_thresholds(t, s):
         return metrics.f1_score(t[:, None] == np.arange(classes), s >= chosen, average="macro", zero_division=0)
 
-    expect("accuracy", lambda t, s: metrics.accuracy_score(t, s.argmax(1)))
+    predicted = scores.argmax(1)
+    expect("accuracy", lambda t, s: metrics.accuracy_score(t, s.argmax(1)), share=((predicted == truth).sum(), rows))
     expect("macro_f1", lambda t, s: metrics.f1_score(t, s.argmax(1), average="macro", zero_division=0))
     expect("mcc", lambda t, s: metrics.matthews_corrcoef(t, s.argmax(1)))
     expect("mauc", over_classes(metrics.roc_auc_score))
     expect("mean_average_precision", over_classes(metrics.average_precision_score))
     expect("thresholded_macro_f1", after_thresholds)
     for c, entry in enumerate(intervals["per_class"]):
-        expect("recall", lambda t, s: metrics.recall_score(t == c, s.argmax(1) == c, zero_division=0), entry)
-        expect("precision", lambda t, s: metrics.precision_score(t == c, s.argmax(1) == c, zero_division=0), entry)
+        hits = ((predicted == c) & (truth == c)).sum()
+        of_class, as_class = (hits, (truth == c).sum()), (hits, (predicted == c).sum())
+        expect("recall", lambda t, s: metrics.recall_score(t == c, s.argmax(1) == c) if (t == c).any() else None, entry, of_class)
+        expect("f1", lambda t, s: metrics.f1_score(t == c, s.argmax(1) == c) if (t == c).any() else None, entry)
+        expect("precision", lambda t, s: metrics.precision_score(t == c, s.argmax(1) == c, zero_division=0), entry, as_class)
         expect("auc", lambda t, s: metrics.roc_auc_score(t == c, s[:, c]) if 0 < (t == c).sum() < len(t) else None, entry)
 
 

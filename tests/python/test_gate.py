@@ -1,6 +1,7 @@
 """Requirements that stop a pipeline, the package that is made of an evaluation, comparing runs, and what Evaluate is asked for wrongly."""
 
 import json
+import subprocess
 
 import pytest
 import yaml
@@ -124,7 +125,7 @@ def test_subgroups_and_groups_come_from_the_texts(run, medtune):
         "test_text_tsv": str(texts),
         "label_file": str(run.data("label_file")),
     }
-    parameters = {"subgroups": ["sex"], "bootstrap": {"resamples": 50, "group": "patient"}}
+    parameters = {"subgroups": ["sex"], "bootstrap": {"resamples": 100, "group": "patient"}}
     job = {"version": 1, "kind": "Evaluate", "name": "groups", "inputs": inputs, "parameters": parameters, "outputs": {"report": "groups"}}
     path = run.folder / "groups.yaml"
     path.write_text(yaml.safe_dump(job))
@@ -137,10 +138,37 @@ def test_subgroups_and_groups_come_from_the_texts(run, medtune):
     for wrong, part in (
         ({"subgroups": ["age"]}, "no row has a value of 'age'"),
         ({"bootstrap": {"group": "visit"}}, "no 'visit'"),
-        ({"require": {"knn.accuracy": "> 0"}}, "knn is not evaluated"),
-        ({"require": {"recall[number siks]": "> 0"}}, "number siks"),
-        ({"require": {"thresholded_macro_f1": "> 0"}}, "validation_embeddings"),
+        ({"bootstrap": {"group": "class_name"}}, None),
     ):
         path.write_text(yaml.safe_dump(job | {"parameters": wrong}))
-        medtune("--store", run.store, "run", path, expect=10 if "require" in wrong else 11)
-        assert part in newest(run, medtune)["error"]["message"]
+        medtune("--store", run.store, "run", path, expect=11 if part else 0)
+        assert part is None or part in newest(run, medtune)["error"]["message"]
+
+
+def test_what_can_never_be_answered_is_found_with_the_job(run, binary, medtune):
+    """Without a step being run, so that nobody waits for a training to hear of it."""
+    for change, part in (
+        ({"require": {"adapter.recall[number siks]": "> 0"}}, "number siks"),
+        ({"subgroups": ["sex"]}, "no field 'sex'"),
+        ({"require": {"macro_fl": "> 0"}}, "did you mean 'macro_f1'"),
+    ):
+        done = refused(binary, "run", write(run, "wrong", **change), store=run.store)
+        assert part in done and ("siks" in part or "steps.evaluate" in done)
+    job = yaml.safe_load(write(run, "wrong", require={"knn.accuracy": "> 0", "thresholded_macro_f1": "> 0"}).read_text())
+    inputs = job["steps"]["evaluate"]["inputs"]
+    for names, part in (
+        (["train_embeddings", "train_text_tsv"], "knn is not evaluated"),
+        (["validation_embeddings", "validation_text_tsv"], "validation_embeddings"),
+        (["train_text_tsv"], "belong together"),
+    ):
+        job["steps"]["evaluate"]["inputs"] = {k: v for k, v in inputs.items() if k not in names}
+        (run.folder / "wrong.yaml").write_text(yaml.safe_dump(job))
+        assert part in refused(binary, "validate", run.folder / "wrong.yaml")
+
+
+def refused(binary, verb, path, store=None):
+    """What the program says of a job that it does not take."""
+    command = [binary, *(["--store", store] if store else []), verb, path]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 10, done.stderr
+    return done.stderr

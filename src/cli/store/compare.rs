@@ -34,12 +34,20 @@ fn requirement(text: &str) -> Result<(Figure, Condition), String> {
 /// The part of `report.json` that is compared.
 #[derive(Deserialize)]
 struct Document {
+    inputs: BTreeMap<String, Input>,
     methods: Vec<MethodReport>,
+}
+
+#[derive(Deserialize)]
+struct Input {
+    sha256: String,
 }
 
 /// An evaluation and the report it stands in.
 struct Found {
     reference: String,
+    /// SHA-256 of the texts of the test set.
+    test: Option<String>,
     methods: Vec<MethodReport>,
 }
 
@@ -47,11 +55,13 @@ impl CompareArguments {
     pub(super) fn run(self, store: &Store) -> Result<()> {
         let (first, second) = (find(store, &self.first)?, find(store, &self.second)?);
         let pairs = compare(&first.methods, &second.methods);
-        let require: BTreeMap<Figure, Condition> = self.require.into_iter().collect();
-        let requirements = gate::check(&require, &second.methods);
+        let requirements = gate::check(self.require.iter().map(|(f, c)| (f, c)), &second.methods);
         if self.json {
             let references = [&first.reference, &second.reference];
-            output::json(&json!({ "reports": references, "figures": pairs, "requirements": requirements }))?;
+            let same = first.test == second.test;
+            output::json(&json!({
+                "reports": references, "same_test_set": same, "figures": pairs, "requirements": requirements,
+            }))?;
         } else {
             output::line(&text(&first, &second, &pairs, &requirements))?;
         }
@@ -73,7 +83,8 @@ fn find(store: &Store, target: &str) -> Result<Found> {
         Error::data(format!("report.json of {reference} is of another version of this program: evaluate again"))
             .with_source(e)
     })?;
-    Ok(Found { reference: version.reference(), methods: document.methods })
+    let test = document.inputs.get("test_text_tsv").map(|input| input.sha256.clone());
+    Ok(Found { reference: version.reference(), test, methods: document.methods })
 }
 
 /// The report that the last Evaluate step of a run has made.
@@ -94,6 +105,18 @@ fn text(first: &Found, second: &Found, pairs: &[Pair], requirements: &[Requireme
         vec![p.method.clone(), p.figure.clone(), number(p.first), number(p.second), difference, apart.to_owned()]
     });
     let rows: Vec<Vec<String>> = rows.collect();
+    if first.test != second.test {
+        out += "they were evaluated on different test sets: differences are not those of the models alone\n";
+    }
+    let methods = |a: &Found, b: &Found| {
+        let alone = a.methods.iter().filter(|m| b.methods.iter().all(|other| other.method != m.method));
+        alone.map(|m| m.method.to_string()).collect::<Vec<_>>()
+    };
+    for (name, alone) in [("first", methods(first, second)), ("second", methods(second, first))] {
+        if !alone.is_empty() {
+            out += &format!("only in the {name}: {}\n", alone.join(", "));
+        }
+    }
     if rows.is_empty() {
         out += "\nthey have no method in common";
     } else {
@@ -105,7 +128,7 @@ fn text(first: &Found, second: &Found, pairs: &[Pair], requirements: &[Requireme
             .iter()
             .map(|r| {
                 let met = if r.met { "yes" } else { "NO" };
-                vec![r.metric.clone(), r.condition.clone(), number(r.value), met.to_owned()]
+                vec![r.metric.clone(), r.condition.clone(), r.shown(), met.to_owned()]
             })
             .collect();
         out += "\n\n";

@@ -44,7 +44,7 @@ pub(super) fn section(name: &str, report: &MethodReport, curves: &[ClassCurves])
     if report.subgroups.is_empty() {
         out.push_str("<p class=\"note\">No column for subgroups was named.</p>\n");
     } else {
-        out.push_str("<p>The fewer rows a group has, the wider its interval. Where intervals overlap, a difference between groups may be chance.</p>\n");
+        out.push_str("<p>The fewer rows a group has, the wider its interval usually is. Where intervals overlap, a difference between groups may be chance.</p>\n");
     }
     for (index, table) in report.subgroups.iter().enumerate() {
         out.push_str(&subgroups(&format!("{name}-subgroups-{index}"), report, table));
@@ -63,7 +63,7 @@ fn drawn(report: &MethodReport) -> String {
         None => plural(intervals.units as u64, "row"),
     };
     format!(
-        " Small figures are {} intervals from {} bootstrap samples of {units} (seed {}).",
+        " Small figures in the table of classes are {} intervals from {} bootstrap samples of {units} (seed {}).",
         percent(intervals.level),
         intervals.resamples,
         intervals.seed
@@ -72,7 +72,11 @@ fn drawn(report: &MethodReport) -> String {
 
 fn class_table(id: &str, report: &MethodReport) -> String {
     let thresholds = report.thresholded.as_ref().map(|t| &t.thresholds);
-    let mut table = Table::new(id, "plain", "Figures of each class, from the class that scores highest in a row");
+    let mut table = Table::new(
+        id,
+        "plain",
+        "Precision, recall and F1 from the class that scores highest in a row; AUC and AP from the ranking",
+    );
     let mut head = vec!["id and class", "precision", "recall", "F1", "AUC", "AP", "rows"];
     head.extend(thresholds.map(|_| "threshold"));
     table.head.push(head.into_iter().map(Cell::column).collect());
@@ -90,12 +94,13 @@ fn class_table(id: &str, report: &MethodReport) -> String {
 
 fn figures(report: &MethodReport, id: usize, class: &ClassReport) -> [String; 5] {
     let intervals = report.intervals.as_ref().and_then(|i| i.per_class.get(id));
-    // without rows of the class these are 0 by convention, which says nothing
-    let counted = |value: f64| (class.support > 0).then_some(value);
+    // of nothing these are 0 by convention, which says nothing
+    let predicted: u64 = report.argmax.confusion.iter().filter_map(|row| row.get(id)).sum();
+    let counted = |value: f64, rows: u64| (rows > 0).then_some(value);
     [
-        with_interval(counted(class.prf.precision), intervals.map(|i| i.precision)),
-        with_interval(counted(class.prf.recall), intervals.map(|i| i.recall)),
-        with_interval(counted(class.prf.f1), intervals.map(|i| i.f1)),
+        with_interval(counted(class.prf.precision, predicted), intervals.map(|i| i.precision)),
+        with_interval(counted(class.prf.recall, class.support), intervals.map(|i| i.recall)),
+        with_interval(counted(class.prf.f1, class.support), intervals.map(|i| i.f1)),
         with_interval(class.auc, intervals.and_then(|i| i.auc)),
         number(class.average_precision),
     ]
@@ -130,7 +135,7 @@ fn curve_figures(report: &MethodReport, curves: &[ClassCurves]) -> String {
     let mut out = String::from("<div class=\"figures\">\n");
     for (kind, plot) in plots {
         let legend = match kind {
-            Kind::Roc => "Each class against all others, with its AUC. Dashed: what chance gives.",
+            Kind::Roc => "Each class against all others, with its AUC. The grey diagonal is what chance gives.",
             Kind::PrecisionRecall => "Each class against all others, with its AP, the area below its steps.",
         };
         let _ = writeln!(
@@ -210,7 +215,8 @@ fn operating_points(name: &str, points: &[OperatingPoint]) -> String {
         let mut cells = vec![
             Cell::class(None, &point.label, ROOM),
             Cell::text(format!("{goal} \u{2265}\u{a0}{}", number(point.target))),
-            Cell::number(number(point.threshold)),
+            // to apply it: scores near 0 or 1 need their digits
+            Cell::number(point.threshold.map_or_else(|| NONE.to_owned(), |t| format!("{t:.6}"))),
         ];
         for rates in [&point.validation, &point.test] {
             cells.extend(rate_cells(rates.as_ref()));
@@ -221,7 +227,7 @@ fn operating_points(name: &str, points: &[OperatingPoint]) -> String {
     if points.iter().any(|p| p.threshold.is_none()) {
         let _ = writeln!(
             out,
-            "<p class=\"note\">{NONE} as threshold: none reaches the target on the validation split, or it has no row of the class.</p>"
+            "<p class=\"note\">{NONE} as threshold: none reaches the target on the validation split, or its rows are all or none of the class.</p>"
         );
     }
     out

@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 use super::table::{Cell, Table};
-use super::text::{classes, decimals, escape, plural, with_interval};
+use super::text::{NONE, classes, escape, plural, with_interval};
 use super::{Page, curves_of, method, names};
 use crate::evaluation::gate::Requirement;
 use crate::evaluation::interval::Interval;
@@ -19,13 +19,14 @@ const STYLE: &str = include_str!("style.css");
 const READING: [(&str, &str); 6] = [
     (
         "Highest score and thresholds",
-        "Accuracy, macro F1, MCC and the tables of classes take the class that scores highest in each row. Thresholded macro F1 \
+        "Accuracy, macro F1, MCC, and precision, recall and F1 of a class take the class that scores highest in each row. Thresholded macro F1 \
          asks about each class alone, whether its score reaches the class\u{2019}s threshold, so that a row can have several classes or none. \
          Those thresholds are chosen on the validation split and applied to the test split as they are.",
     ),
     (
         "Averages",
-        "Macro figures are means over classes: a rare class counts as much as a frequent one. AUC is the chance that a row of the class \
+        "Macro figures are means over classes: a rare class counts as much as a frequent one. Macro F1 is over the classes that occur in the \
+         test split or are predicted, thresholded macro F1 over all. AUC is the chance that a row of the class \
          scores above a row of another, 0.5 being a guess. AP (average precision) is the area below the precision-recall curve; what a guess \
          gives is the share of the class\u{2019}s rows. mAUC and mAP are their means over the classes that are in the test split. MCC is 1 where \
          all rows are right and 0 for a guess.",
@@ -33,8 +34,10 @@ const READING: [(&str, &str); 6] = [
     (
         "Intervals",
         "Small figures below a number are a 95 % interval: how far the number might lie elsewhere if other rows of the same kind had been \
-         tested. Those of shares are Wilson\u{2019}s, the others come from the bootstrap. They hold the trained model and its thresholds fixed, and say \
-         nothing about data of another kind.",
+         tested. In the summary and the tables of classes they come from the bootstrap, those of accuracy, precision and recall being at least as wide \
+         as Wilson\u{2019}s; in the tables of operating points and subgroups they are Wilson\u{2019}s, which takes rows as independent: where \
+         several rows are of one patient, those are too narrow. A figure that is the same in every sample, as 1.000, seems surer than it is. All \
+         hold the trained model and its thresholds fixed, and say nothing about data of another kind.",
     ),
     (
         "Calibration",
@@ -149,8 +152,8 @@ fn verdict(out: &mut String, requirements: &[Requirement]) {
                 // a long name may be parted where its parts are
                 Cell::row(escape(&requirement.metric).replace('.', ".<wbr>").replace('_', "_<wbr>")),
                 Cell::text(escape(&requirement.condition)),
-                // a fourth decimal, since 0.7398 is not 0.74
-                Cell::number(decimals(requirement.value, 4)),
+                // with enough decimals to tell it from the bound
+                Cell::number(requirement.value.map_or_else(|| NONE.to_owned(), |_| escape(&requirement.shown()))),
                 Cell::text(result),
             ]);
         }

@@ -1,16 +1,14 @@
 //! Evaluate: zero-shot, adapter and kNN on the test embeddings; thresholds are chosen on validation, never on test.
 
 //!
-//! What is asked for and cannot be answered is an error before anything is computed. A requirement that is not met is one after the
-//! report is written: the report says why.
+//! A requirement that is not met is an error after the report is written: the report says why.
 
 mod write;
 
 use super::labelled::LabelledEmbeddings;
 use super::predict::Head;
 use super::{Produced, StepContext, leakage};
-use crate::config::did_you_mean;
-use crate::config::evaluation::{EvaluateParameters, Figure};
+use crate::config::evaluation::EvaluateParameters;
 use crate::data::embeddings::Embeddings;
 use crate::data::{Labels, TsvReader, overlap, read_field};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,8 +30,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
         let (folder, texts) = (format!("{split}_embeddings"), format!("{split}_text_tsv"));
         match (context.optional_path(&folder), context.optional_path(&texts)) {
             (Some(folder), Some(texts)) => LabelledEmbeddings::read(folder, texts, &labels).map(Some),
-            (None, None) => Ok(None),
-            _ => Err(Error::config(format!("inputs: {folder} and {texts} belong together; give both or neither"))),
+            // that both or none are given was checked with the job
+            _ => Ok(None),
         }
     };
     let test = read("test")?.ok_or_else(|| Error::internal("no test embeddings"))?;
@@ -52,16 +50,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
         leakage::check(overlap, ("validation_embeddings", "train_embeddings"), parameters.repeated)?;
     }
     let given = |input: &str| context.optional_path(input).is_some();
-    let methods =
-        [("zero-shot", given(CLASSIFIERS[0].0)), ("adapter", given(CLASSIFIERS[1].0)), ("knn", train.is_some())];
-    if !methods.iter().any(|(_, there)| *there) {
-        return Err(Error::config(
-            "inputs: nothing to evaluate; give zero_shot_mlflow_model, adapter_mlflow_model, or train_embeddings with train_text_tsv",
-        ));
-    }
-    for figure in parameters.require.keys() {
-        check_figure(figure, &methods, &labels, validation.is_some())?;
-    }
+    parameters.check_labels(labels.texts())?;
     let asked = Asked::read(context, parameters, &test)?;
     let mut evaluated: Vec<Evaluated> = Vec::new();
     let mut identities = BTreeMap::new();
@@ -100,22 +89,6 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
 const CLASSIFIERS: [(&str, ClassifierKind); 2] =
     [("zero_shot_mlflow_model", ClassifierKind::ZeroShot), ("adapter_mlflow_model", ClassifierKind::Adapter)];
 
-/// What this evaluation can never answer is a mistake of the job, not of the model.
-fn check_figure(figure: &Figure, methods: &[(&str, bool)], labels: &Labels, validation: bool) -> Result<()> {
-    let wrong = |why: String| Err(Error::config(format!("parameters.require.{figure}: {why}")));
-    if let Some((method, _)) = methods.iter().find(|(name, there)| !there && figure.method.as_deref() == Some(*name)) {
-        return wrong(format!("{method} is not evaluated; give its inputs, or leave the requirement out"));
-    }
-    if let Some(label) = figure.label.as_ref().filter(|l| !labels.texts().contains(*l)) {
-        let known = labels.texts().iter().map(String::as_str);
-        return wrong(format!("label_file has no label '{label}': {}", did_you_mean(label, known)));
-    }
-    if figure.name == "thresholded_macro_f1" && !validation {
-        return wrong("thresholds are chosen on validation_embeddings: give them and validation_text_tsv".to_owned());
-    }
-    Ok(())
-}
-
 /// What the job asks for beside the figures, with what the test texts say of their rows.
 struct Asked<'a> {
     parameters: &'a EvaluateParameters,
@@ -132,7 +105,8 @@ impl<'a> Asked<'a> {
             read_field(&texts, rows, name)
         };
         let columns = parameters.subgroups.iter().map(|name| Ok(Column { name: name.clone(), values: values(name)? }));
-        let columns = columns.collect::<Result<_>>()?;
+        let columns = columns.collect::<Result<Vec<Column>>>()?;
+        columns.iter().try_for_each(|column| column.groups().map(drop))?;
         let groups = parameters.bootstrap.group.as_deref().map(|name| {
             let mut ids: BTreeMap<String, usize> = BTreeMap::new();
             let missing = || {
@@ -148,11 +122,16 @@ impl<'a> Asked<'a> {
                 })
                 .collect::<Result<Vec<_>>>()
         });
+        let groups = groups.transpose()?;
+        if groups.as_ref().is_some_and(|ids: &Vec<usize>| ids.iter().all(|&id| id == 0)) {
+            let text = "parameters.bootstrap.group: all rows of test_text_tsv are of one group, of which no samples can be drawn";
+            return Err(Error::data(text));
+        }
         let targets = &parameters.operating_points;
         let goal = |goal: Goal, values: &[f64]| values.iter().map(|&v| (goal, v)).collect::<Vec<_>>();
         let goals =
             [goal(Goal::Sensitivity, &targets.sensitivity), goal(Goal::Specificity, &targets.specificity)].concat();
-        Ok(Asked { parameters, columns, groups: groups.transpose()?, goals })
+        Ok(Asked { parameters, columns, groups, goals })
     }
 
     fn extras(&self) -> Extras<'_> {

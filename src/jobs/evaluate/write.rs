@@ -7,9 +7,25 @@ use crate::evaluation::{
     ClassCurves, MethodReport, Page, Requirement, render_html, render_markdown, render_plots, render_text,
 };
 use crate::registry::{AssetKind, folder_files};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use time::format_description::well_known::Rfc3339;
+
+/// The content of `curves.json`.
+#[derive(Serialize)]
+struct Curves<'a> {
+    format_version: u32,
+    methods: Vec<MethodCurves<'a>>,
+}
+
+#[derive(Serialize)]
+struct MethodCurves<'a> {
+    method: String,
+    classes: &'a [ClassCurves],
+}
 
 pub(super) fn report(
     context: &StepContext<'_>,
@@ -28,12 +44,15 @@ pub(super) fn report(
         "classifiers": identities, "requirements": requirements, "methods": reports,
     });
     write_json(&folder.join("report.json"), &document)?;
-    let points: Vec<Value> = reports
-        .iter()
-        .zip(curves)
-        .map(|(report, classes)| json!({ "method": report.method.to_string(), "classes": classes }))
-        .collect();
-    write_json(&folder.join("curves.json"), &json!({ "format_version": 1, "methods": points }))?;
+    let methods = reports.iter().zip(curves);
+    let methods = methods.map(|(r, classes)| MethodCurves { method: r.method.to_string(), classes }).collect();
+    let path = folder.join("curves.json");
+    let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+    let mut file = BufWriter::new(file);
+    // numbers without end: neither indented nor held in memory once more
+    serde_json::to_writer(&mut file, &Curves { format_version: 1, methods })
+        .map_err(|e| Error::io("write", &path, e.into()))?;
+    file.flush().map_err(|e| Error::io("write", &path, e))?;
     let text = render_text(reports, requirements);
     let inputs: Vec<_> = context.inputs.iter().map(|(n, i)| (n.clone(), i.origin(), i.digest.clone())).collect();
     let created = context.begun.format(&Rfc3339).map_err(|e| Error::internal("cannot write a time").with_source(e))?;

@@ -194,6 +194,7 @@ fn is_read(step: &Step, name: &str, port: PortType) -> bool {
 fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
     match (name, &step.parameters) {
         ("conf_files", Parameters::Finetune(parameters)) => read_training(path, parameters).map(drop),
+        ("label_file", Parameters::Evaluate(parameters)) => parameters.check_labels(Labels::read(path)?.texts()),
         ("label_file", _) => Labels::read(path).map(drop),
         ("text_constants", _) => TextConstants::read(path).map(drop),
         _ if port_type(step.kind, name)? == PortType::Model => read_package(path).map(drop),
