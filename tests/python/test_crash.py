@@ -154,7 +154,7 @@ def calm(bench):
 
 
 # these carry the time of the making, or hashes of files that do
-TIMED = ("MLmodel", "README.md", "medtune-manifest.json", "report.json")
+TIMED = ("MLmodel", "README.md", "medtune-manifest.json", "report.json", "report.html")
 
 
 def contents(store):
