@@ -101,9 +101,7 @@ impl EvaluateParameters {
             None => Ok(()),
         }
     }
-}
 
-impl EvaluateParameters {
     /// Whether what is required can be answered from the inputs that are named.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::interval::{Interval, LEVEL, Proportion};
-use super::metrics::{Confusion, Tally, macro_average};
+use super::metrics::{Confusion, Ranking, Tally, macro_average, macro_over_occurring, mean};
 use super::scores::Labelled;
 use crate::imaging::SampleRng;
 
@@ -60,9 +60,9 @@ pub struct ClassIntervals {
     /// Of its precision; at least Wilson's.
     pub precision: Interval,
     /// Of its recall, over the samples that have rows of the class; at least Wilson's.
-    pub recall: Interval,
+    pub recall: Option<Interval>,
     /// Of its F1, over the same samples.
-    pub f1: Interval,
+    pub f1: Option<Interval>,
     /// Of its ROC AUC, over the samples that have rows of the class and of others.
     pub auc: Option<Interval>,
 }
@@ -81,9 +81,6 @@ struct Figures {
     present: Vec<bool>,
     auc: Vec<Option<f64>>,
 }
-
-/// The interval of a class that is in no sample, as the figures of an absent class are 0.
-const NOTHING: Interval = Interval { low: 0.0, high: 0.0 };
 
 impl Figures {
     /// A figure of a class that the sample has rows of: without them it would be 0, which says nothing of the model.
@@ -121,9 +118,8 @@ pub fn intervals(data: &Labelled<'_>, thresholds: Option<&[f64]>, bootstrap: Boo
             Some(ClassIntervals {
                 precision: over(&|f| f.classes[c][0])?.or_wider(Proportion::new(tally.true_positives, tally.predicted)),
                 recall: defined(&|f| f.of_class(c, 1))
-                    .unwrap_or(NOTHING)
-                    .or_wider(Proportion::new(tally.true_positives, tally.actual)),
-                f1: defined(&|f| f.of_class(c, 2)).unwrap_or(NOTHING),
+                    .map(|i| i.or_wider(Proportion::new(tally.true_positives, tally.actual))),
+                f1: defined(&|f| f.of_class(c, 2)),
                 auc: defined(&|f| f.auc[c]),
             })
         })
@@ -149,24 +145,42 @@ struct Sampler<'a> {
     truth: &'a [usize],
     predicted: Vec<usize>,
     classes: usize,
-    /// Of each class: the rows by falling score, cut where the score falls.
-    ranked: Vec<Vec<Vec<u32>>>,
+    /// Of each class: its rows by falling score.
+    ranked: Vec<Ranked>,
     /// Of each class: the rows that reach its threshold.
     positive: Option<Vec<Vec<u32>>>,
+}
+
+/// Rows by falling score, and where the score falls: the ends of the ties.
+struct Ranked {
+    rows: Vec<u32>,
+    ends: Vec<u32>,
+}
+
+impl Ranked {
+    fn new(column: &[f64]) -> Ranked {
+        let mut rows: Vec<u32> = (0..column.len() as u32).collect();
+        rows.sort_by(|&a, &b| column[b as usize].total_cmp(&column[a as usize]));
+        let ties = rows.chunk_by(|&a, &b| column[a as usize] == column[b as usize]);
+        let ends = ties.scan(0, |end, tie| {
+            *end += tie.len() as u32;
+            Some(*end)
+        });
+        let ends = ends.collect();
+        Ranked { rows, ends }
+    }
+
+    fn ties(&self) -> impl Iterator<Item = &[u32]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.rows[start as usize..end as usize])
+    }
 }
 
 impl<'a> Sampler<'a> {
     fn new(data: &Labelled<'a>, thresholds: Option<&[f64]>) -> Self {
         let scores = data.scores();
         let columns: Vec<Vec<f64>> = (0..scores.classes()).map(|class| scores.column(class)).collect();
-        let ranked = columns
-            .par_iter()
-            .map(|column| {
-                let mut rows: Vec<u32> = (0..column.len() as u32).collect();
-                rows.sort_by(|&a, &b| column[b as usize].total_cmp(&column[a as usize]));
-                rows.chunk_by(|&a, &b| column[a as usize] == column[b as usize]).map(<[u32]>::to_vec).collect()
-            })
-            .collect();
+        let ranked = columns.par_iter().map(|column| Ranked::new(column)).collect();
         let positive = thresholds.map(|thresholds| {
             let reach = |(column, &t): (&Vec<f64>, &f64)| {
                 (0..column.len() as u32).filter(|&row| column[row as usize] >= t).collect()
@@ -180,13 +194,7 @@ impl<'a> Sampler<'a> {
     fn figures(&self, times: &[u32]) -> Figures {
         let confusion = Confusion::weighted(self.truth, &self.predicted, times, self.classes);
         let tallies = confusion.tallies();
-        let occurring: Vec<Tally> = tallies.iter().copied().filter(|t| t.actual + t.predicted > 0).collect();
-        let rankings: Vec<_> =
-            (0..self.classes).map(|class| self.ranking(class, times, tallies[class].actual)).collect();
-        let mean = |of: fn((f64, f64)) -> f64| {
-            let values: Vec<f64> = rankings.iter().flatten().copied().map(of).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
+        let rankings: Vec<Option<Ranking>> = (0..self.classes).map(|class| self.ranking(class, times)).collect();
         let thresholded = self.positive.as_ref().map(|positive| {
             let tally = |(class, rows): (usize, &Vec<u32>)| {
                 let mut tally = Tally { actual: tallies[class].actual, ..Tally::default() };
@@ -201,41 +209,25 @@ impl<'a> Sampler<'a> {
         });
         Figures {
             accuracy: confusion.accuracy(),
-            macro_f1: macro_average(&occurring).f1,
+            macro_f1: macro_over_occurring(&tallies).f1,
             mcc: confusion.mcc(),
-            mauc: mean(|r| r.0),
-            mean_average_precision: mean(|r| r.1),
+            mauc: mean(rankings.iter().flatten().map(|r| r.auc)),
+            mean_average_precision: mean(rankings.iter().flatten().map(|r| r.average_precision)),
             thresholded_macro_f1: thresholded,
             classes: tallies.iter().map(|t| t.prf()).map(|p| [p.precision, p.recall, p.f1]).collect(),
             present: tallies.iter().map(|t| t.actual > 0).collect(),
-            auc: rankings.iter().map(|r| r.map(|r| r.0)).collect(),
+            auc: rankings.iter().map(|r| r.map(|r| r.auc)).collect(),
         }
     }
 
-    /// ROC AUC and average precision of a class with `positives` rows in the sample.
-    fn ranking(&self, class: usize, times: &[u32], positives: u64) -> Option<(f64, f64)> {
-        let total: u64 = times.iter().map(|&t| u64::from(t)).sum();
-        let negatives = total - positives;
-        if positives == 0 || negatives == 0 {
-            return None;
-        }
-        let (mut area, mut precision_sum) = (0.0, 0.0);
-        let (mut found, mut wrong) = (0.0, 0.0);
-        for group in &self.ranked[class] {
-            let (mut hits, mut misses) = (0_u64, 0_u64);
-            for &row in group {
+    /// The ranking of a class in that sample.
+    fn ranking(&self, class: usize, times: &[u32]) -> Option<Ranking> {
+        Ranking::of(self.ranked[class].ties().map(|tie| {
+            tie.iter().fold((0, 0), |(hits, misses), &row| {
                 let times = u64::from(times[row as usize]);
-                if self.truth[row as usize] == class { hits += times } else { misses += times }
-            }
-            let (hits, misses) = (hits as f64, misses as f64);
-            area += misses * (found + hits / 2.0);
-            found += hits;
-            wrong += misses;
-            if hits > 0.0 {
-                precision_sum += hits * found / (found + wrong);
-            }
-        }
-        Some((area / (positives as f64 * negatives as f64), precision_sum / positives as f64))
+                if self.truth[row as usize] == class { (hits + times, misses) } else { (hits, misses + times) }
+            })
+        }))
     }
 }
 

@@ -2,10 +2,8 @@
 
 use serde::Serialize;
 
-use super::gate::value;
-use super::interval::Interval;
+use super::gate::figure;
 use super::report::MethodReport;
-use crate::config::evaluation::{Figure, IntervalEnd};
 
 /// Figures of a whole evaluation, in the order of a table.
 const FIGURES: [&str; 9] = [
@@ -42,29 +40,22 @@ pub struct Pair {
 pub fn compare(first: &[MethodReport], second: &[MethodReport]) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for (a, b) in first.iter().filter_map(|a| Some((a, second.iter().find(|b| b.method == a.method)?))) {
-        let whole = FIGURES.iter().map(|name| ((*name).to_owned(), None));
-        let labels = a.argmax.per_class.iter().map(|c| c.label.clone());
-        let shared = labels.filter(|label| b.argmax.per_class.iter().any(|c| &c.label == label));
-        for (name, label) in whole.chain(shared.map(|label| ("recall".to_owned(), Some(label)))) {
-            let figure = Figure { method: None, name, label, end: None };
-            let (first, second) = (value(a, &figure), value(b, &figure));
-            let intervals = interval(a, &figure).zip(interval(b, &figure));
+        let labels = a.argmax.per_class.iter().map(|c| c.label.as_str());
+        let shared = labels.filter(|label| b.argmax.per_class.iter().any(|c| c.label == *label));
+        let whole = FIGURES.iter().map(|name| (*name, None));
+        for (name, label) in whole.chain(shared.map(|label| ("recall", Some(label)))) {
+            let ((first, of_first), (second, of_second)) = (figure(a, name, label), figure(b, name, label));
             pairs.push(Pair {
                 method: a.method.to_string(),
-                figure: figure.to_string(),
+                figure: label.map_or_else(|| name.to_owned(), |label| format!("{name}[{label}]")),
                 first,
                 second,
                 difference: first.zip(second).map(|(a, b)| b - a),
-                apart: intervals.map(|(a, b)| a.high < b.low || b.high < a.low),
+                apart: of_first.zip(of_second).map(|(a, b)| a.high < b.low || b.high < a.low),
             });
         }
     }
     pairs
-}
-
-fn interval(report: &MethodReport, figure: &Figure) -> Option<Interval> {
-    let end = |end| value(report, &Figure { end: Some(end), ..figure.clone() });
-    Some(Interval { low: end(IntervalEnd::Low)?, high: end(IntervalEnd::High)? })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::metrics::ties;
 use super::scores::Scores;
 
 /// Points of a curve beyond this number are thinned out evenly: a picture shows no more.
@@ -70,20 +71,12 @@ struct Counts {
 
 impl Counts {
     fn new(scores: &Scores, truth: &[usize], class: usize) -> Option<Counts> {
-        let mut rows: Vec<(f64, bool)> =
-            scores.column(class).into_iter().zip(truth.iter().map(|&t| t == class)).collect();
-        let positives = rows.iter().filter(|r| r.1).count();
-        if positives == 0 || positives == rows.len() {
-            return None;
-        }
-        rows.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let mut counts = Counts { thresholds: Vec::new(), hits: Vec::new(), misses: Vec::new() };
-        let (mut hits, mut misses) = (0_u64, 0_u64);
-        for group in rows.chunk_by(|a, b| a.0 == b.0) {
-            let of_group = group.iter().filter(|r| r.1).count() as u64;
-            hits += of_group;
-            misses += group.len() as u64 - of_group;
-            counts.thresholds.push(group[0].0);
+        let (mut hits, mut misses) = (0, 0);
+        for tie in ties(scores, truth, class)? {
+            hits += tie.hits;
+            misses += tie.misses;
+            counts.thresholds.push(tie.score);
             counts.hits.push(hits as f64);
             counts.misses.push(misses as f64);
         }

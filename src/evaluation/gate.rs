@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::interval::Interval;
-use super::report::{Method, MethodReport};
+use super::report::MethodReport;
 use crate::config::evaluation::{Condition, Figure, IntervalEnd};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A requirement and how it came out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ impl Requirement {
     pub fn shown(&self) -> String {
         let Some(value) = self.value else { return "undefined".to_owned() };
         let text = format!("{value:.4}");
-        let bound: Result<Condition, _> = self.condition.parse();
+        let bound: Result<Condition, String> = self.condition.parse();
         let misleading = text.parse().is_ok_and(|rounded| bound.is_ok_and(|b| b.holds(rounded) != self.met));
         if misleading { value.to_string() } else { text }
     }
@@ -54,7 +55,7 @@ pub fn check<'a>(
         };
         let before = found.len();
         for report in reports {
-            let method = name(report.method);
+            let method = report.method.name();
             if figure.method.as_deref().is_none_or(|wanted| wanted == method) {
                 found.push(of(method, value(report, figure)));
             }
@@ -66,56 +67,64 @@ pub fn check<'a>(
     found
 }
 
-/// A method's name in requirements.
-fn name(method: Method) -> &'static str {
-    match method {
-        Method::ZeroShot => "zero-shot",
-        Method::Adapter => "adapter",
-        Method::Knn { .. } => "knn",
+/// That all requirements are met.
+///
+/// # Errors
+/// [`Requirement`](ErrorKind::Requirement), naming those that are not.
+pub fn hold(requirements: &[Requirement]) -> Result<()> {
+    let missed: Vec<String> = requirements.iter().filter(|r| !r.met).map(Requirement::reason).collect();
+    if missed.is_empty() {
+        return Ok(());
     }
+    Err(Error::new(ErrorKind::Requirement, format!("not good enough: {}", missed.join("; "))))
 }
 
-/// A figure of a report; `None` where it is undefined.
-#[must_use]
-pub fn value(report: &MethodReport, figure: &Figure) -> Option<f64> {
-    let intervals = report.intervals.as_ref();
-    let pick = |value: Option<f64>, interval: Option<Interval>| match figure.end {
+/// What a figure is, or an end of its interval; `None` where it is undefined.
+fn value(report: &MethodReport, asked: &Figure) -> Option<f64> {
+    let (value, interval) = figure(report, &asked.name, asked.label.as_deref());
+    match asked.end {
         None => value,
         Some(IntervalEnd::Low) => interval.map(|i| i.low),
         Some(IntervalEnd::High) => interval.map(|i| i.high),
-    };
-    let argmax = &report.argmax;
-    if let Some(label) = &figure.label {
-        let class = argmax.per_class.iter().position(|c| &c.label == label)?;
+    }
+}
+
+/// A figure of a report by its name in requirements, with its interval; `label` is for figures of one class. `None` where undefined.
+#[must_use]
+pub fn figure(report: &MethodReport, name: &str, label: Option<&str>) -> (Option<f64>, Option<Interval>) {
+    let (argmax, intervals) = (&report.argmax, report.intervals.as_ref());
+    if let Some(label) = label {
+        let Some(class) = argmax.per_class.iter().position(|c| c.label == label) else { return (None, None) };
         let of = &argmax.per_class[class];
-        // without rows of the class its recall is 0 by convention, which says nothing
-        let counted = |value: f64| (of.support > 0).then_some(value);
-        let interval = intervals.and_then(|i| i.per_class.get(class)).filter(|_| of.support > 0);
-        return match figure.name.as_str() {
-            "precision" => pick(counted(of.prf.precision), interval.map(|i| i.precision)),
-            "recall" => pick(counted(of.prf.recall), interval.map(|i| i.recall)),
-            "f1" => pick(counted(of.prf.f1), interval.map(|i| i.f1)),
-            _ => pick(of.auc, interval.and_then(|i| i.auc)),
+        // without rows of the class its figures are 0 by convention, which says nothing
+        if of.support == 0 {
+            return (None, None);
+        }
+        let interval = intervals.and_then(|i| i.per_class.get(class));
+        return match name {
+            "precision" => (Some(of.prf.precision), interval.map(|i| i.precision)),
+            "recall" => (Some(of.prf.recall), interval.and_then(|i| i.recall)),
+            "f1" => (Some(of.prf.f1), interval.and_then(|i| i.f1)),
+            "auc" => (of.auc, interval.and_then(|i| i.auc)),
+            _ => (None, None),
         };
     }
-    match figure.name.as_str() {
-        "accuracy" => pick(Some(argmax.accuracy), intervals.map(|i| i.accuracy)),
-        "macro_f1" => pick(Some(argmax.macro_average.f1), intervals.map(|i| i.macro_f1)),
-        "macro_precision" => pick(Some(argmax.macro_average.precision), None),
-        "macro_recall" => pick(Some(argmax.macro_average.recall), None),
-        "mcc" => pick(Some(argmax.mcc), intervals.map(|i| i.mcc)),
-        "mauc" => pick(report.mauc, intervals.and_then(|i| i.mauc)),
-        "mean_average_precision" => {
-            pick(report.mean_average_precision, intervals.and_then(|i| i.mean_average_precision))
+    match name {
+        "accuracy" => (Some(argmax.accuracy), intervals.map(|i| i.accuracy)),
+        "macro_f1" => (Some(argmax.macro_average.f1), intervals.map(|i| i.macro_f1)),
+        "macro_precision" => (Some(argmax.macro_average.precision), None),
+        "macro_recall" => (Some(argmax.macro_average.recall), None),
+        "mcc" => (Some(argmax.mcc), intervals.map(|i| i.mcc)),
+        "mauc" => (report.mauc, intervals.and_then(|i| i.mauc)),
+        "mean_average_precision" => (report.mean_average_precision, intervals.and_then(|i| i.mean_average_precision)),
+        "thresholded_macro_f1" => {
+            let value = report.thresholded.as_ref().map(|t| t.macro_average.f1);
+            (value, intervals.and_then(|i| i.thresholded_macro_f1))
         }
-        "thresholded_macro_f1" => pick(
-            report.thresholded.as_ref().map(|t| t.macro_average.f1),
-            intervals.and_then(|i| i.thresholded_macro_f1),
-        ),
-        "ece" => pick(Some(report.calibration.ece), None),
-        "brier" => pick(Some(report.calibration.brier), None),
-        "log_loss" => pick(Some(report.calibration.log_loss), None),
-        _ => None,
+        "ece" => (Some(report.calibration.ece), None),
+        "brier" => (Some(report.calibration.brier), None),
+        "log_loss" => (Some(report.calibration.log_loss), None),
+        _ => (None, None),
     }
 }
 

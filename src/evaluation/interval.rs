@@ -33,10 +33,8 @@ impl Interval {
     /// The interval that holds this one and that of `share`.
     #[must_use]
     pub fn or_wider(self, share: Proportion) -> Interval {
-        Interval {
-            low: share.low.map_or(self.low, |low| low.min(self.low)),
-            high: share.high.map_or(self.high, |high| high.max(self.high)),
-        }
+        let other = share.interval().unwrap_or(self);
+        Interval { low: other.low.min(self.low), high: other.high.max(self.high) }
     }
 }
 
@@ -54,6 +52,12 @@ pub struct Proportion {
 }
 
 impl Proportion {
+    /// Its interval; `None` of no rows.
+    #[must_use]
+    pub fn interval(&self) -> Option<Interval> {
+        Some(Interval { low: self.low?, high: self.high? })
+    }
+
     /// The share of `hits` among `n` rows.
     #[must_use]
     pub fn new(hits: u64, n: u64) -> Proportion {

@@ -54,6 +54,13 @@ pub fn macro_average(tallies: &[Tally]) -> Prf {
     Prf { precision: sum.precision / n, recall: sum.recall / n, f1: sum.f1 / n }
 }
 
+/// The unweighted mean over the classes that occur, in truth or prediction: scikit-learn's default set.
+#[must_use]
+pub fn macro_over_occurring(tallies: &[Tally]) -> Prf {
+    let occurring: Vec<Tally> = tallies.iter().copied().filter(|t| t.actual + t.predicted > 0).collect();
+    macro_average(&occurring)
+}
+
 /// Precision, recall and F1 of the counts summed over classes.
 #[must_use]
 pub fn micro_average(tallies: &[Tally]) -> Prf {
@@ -155,29 +162,65 @@ pub struct Ranking {
     pub average_precision: f64,
 }
 
-/// The ranking of class `class` against all others; `None` if all rows or no row are of the class (then it is undefined).
+/// The rows that share a score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tie {
+    /// The score.
+    pub score: f64,
+    /// How many of these rows are of the class.
+    pub hits: u64,
+    /// How many are not.
+    pub misses: u64,
+}
+
+/// The rows at each score of class `class`, by falling score; `None` if all rows or no row are of the class.
 #[must_use]
-pub fn ranking(scores: &Scores, truth: &[usize], class: usize) -> Option<Ranking> {
+pub fn ties(scores: &Scores, truth: &[usize], class: usize) -> Option<Vec<Tie>> {
     let mut rows: Vec<(f64, bool)> = scores.column(class).into_iter().zip(truth.iter().map(|&t| t == class)).collect();
-    let positives = rows.iter().filter(|r| r.1).count() as f64;
-    let negatives = rows.len() as f64 - positives;
-    if positives == 0.0 || negatives == 0.0 {
+    let positives = rows.iter().filter(|r| r.1).count();
+    if positives == 0 || positives == rows.len() {
         return None;
     }
     rows.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-    let (mut area, mut precision_sum) = (0.0, 0.0);
-    let (mut true_so_far, mut false_so_far) = (0.0, 0.0);
-    // -0.0 and 0.0 are one score, so groups are told apart by ==, not by the sort's order
-    for group in rows.chunk_by(|a, b| a.0 == b.0) {
-        let hits = group.iter().filter(|r| r.1).count() as f64;
-        let misses = group.len() as f64 - hits;
-        // a trapezoid: this group's negatives lie below all earlier positives and half of their own group's
-        area += misses * (true_so_far + hits / 2.0);
-        true_so_far += hits;
-        false_so_far += misses;
-        precision_sum += hits * true_so_far / (true_so_far + false_so_far);
+    // -0.0 and 0.0 are one score, so ties are told apart by ==, not by the sort's order
+    let tie = |rows: &[(f64, bool)]| {
+        let hits = rows.iter().filter(|r| r.1).count() as u64;
+        Tie { score: rows[0].0, hits, misses: rows.len() as u64 - hits }
+    };
+    Some(rows.chunk_by(|a, b| a.0 == b.0).map(tie).collect())
+}
+
+impl Ranking {
+    /// The ranking of rows that are given as (hits, misses) of each score, by falling score; `None` without a hit or without a miss.
+    #[must_use]
+    pub fn of(ties: impl IntoIterator<Item = (u64, u64)>) -> Option<Ranking> {
+        let (mut area, mut precision_sum) = (0.0, 0.0);
+        let (mut found, mut wrong) = (0.0, 0.0);
+        for (hits, misses) in ties {
+            let (hits, misses) = (hits as f64, misses as f64);
+            // a trapezoid: these misses lie below all earlier hits and half of their own tie's
+            area += misses * (found + hits / 2.0);
+            found += hits;
+            wrong += misses;
+            if hits > 0.0 {
+                precision_sum += hits * found / (found + wrong);
+            }
+        }
+        let defined = found > 0.0 && wrong > 0.0;
+        defined.then(|| Ranking { auc: area / (found * wrong), average_precision: precision_sum / found })
     }
-    Some(Ranking { auc: area / (positives * negatives), average_precision: precision_sum / positives })
+}
+
+/// The ranking of class `class` against all others; `None` if all rows or no row are of the class (then it is undefined).
+#[must_use]
+pub fn ranking(scores: &Scores, truth: &[usize], class: usize) -> Option<Ranking> {
+    Ranking::of(ties(scores, truth, class)?.into_iter().map(|tie| (tie.hits, tie.misses)))
+}
+
+/// The mean; `None` of nothing.
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0_u32), |(sum, count), v| (sum + v, count + 1));
+    (count > 0).then(|| sum / f64::from(count))
 }
 
 #[cfg(test)]

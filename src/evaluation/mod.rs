@@ -8,6 +8,7 @@ pub mod bootstrap;
 pub mod calibration;
 pub mod compare;
 pub mod curves;
+pub mod document;
 pub mod gate;
 pub mod html;
 pub mod interval;
@@ -22,6 +23,7 @@ pub mod thresholds;
 
 pub use bootstrap::Bootstrap;
 pub use curves::{ClassCurves, curves};
+pub use document::{Document, Input};
 pub use gate::Requirement;
 pub use html::{Page, render_html, render_plots};
 pub use knn::{Bank, knn_scores};

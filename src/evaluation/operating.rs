@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::interval::Proportion;
+use super::metrics::{Tie, ties};
 use super::scores::Labelled;
 
 /// What a threshold is to reach.
@@ -69,24 +70,18 @@ pub fn operating_points(
 }
 
 fn choose(data: &Labelled<'_>, class: usize, goal: Goal, target: f64) -> Option<f64> {
-    let mut rows: Vec<(f64, bool)> =
-        data.scores().column(class).into_iter().zip(data.truth().iter().map(|&t| t == class)).collect();
-    let positives = rows.iter().filter(|r| r.1).count();
-    let negatives = rows.len() - positives;
-    if positives == 0 || negatives == 0 {
-        return None;
-    }
-    rows.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    let ties = ties(data.scores(), data.truth(), class)?;
+    let sum = |of: fn(&Tie) -> u64| ties.iter().map(of).sum::<u64>();
+    let (positives, negatives) = (sum(|t| t.hits), sum(|t| t.misses));
     let (mut found, mut wrong) = (0, 0);
     let mut lowest = None;
     // by falling threshold sensitivity rises and specificity falls
-    for group in rows.chunk_by(|a, b| a.0 == b.0) {
-        let hits = group.iter().filter(|r| r.1).count();
-        found += hits;
-        wrong += group.len() - hits;
+    for tie in &ties {
+        found += tie.hits;
+        wrong += tie.misses;
         match goal {
-            Goal::Sensitivity if found as f64 / positives as f64 >= target => return Some(group[0].0),
-            Goal::Specificity if (negatives - wrong) as f64 / negatives as f64 >= target => lowest = Some(group[0].0),
+            Goal::Sensitivity if found as f64 / positives as f64 >= target => return Some(tie.score),
+            Goal::Specificity if (negatives - wrong) as f64 / negatives as f64 >= target => lowest = Some(tie.score),
             Goal::Specificity => return lowest,
             Goal::Sensitivity => {}
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Bootstrap, Intervals, intervals};
 use super::calibration::{Calibration, calibration};
-use super::metrics::{Confusion, Prf, macro_average, micro_average, ranking};
+use super::metrics::{Confusion, Prf, macro_average, macro_over_occurring, mean, micro_average, ranking};
 use super::operating::{Goal, OperatingPoint, operating_points};
 use super::scores::Labelled;
 use super::subgroups::{Column, SubgroupTable, subgroups};
@@ -26,12 +26,23 @@ pub enum Method {
     },
 }
 
+impl Method {
+    /// Its name in requirements, in reports and in the names of files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::ZeroShot => "zero-shot",
+            Method::Adapter => "adapter",
+            Method::Knn { .. } => "knn",
+        }
+    }
+}
+
 impl std::fmt::Display for Method {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Method::ZeroShot => f.write_str("zero-shot"),
-            Method::Adapter => f.write_str("adapter"),
             Method::Knn { k } => write!(f, "kNN (k {k})"),
+            other => f.write_str(other.name()),
         }
     }
 }
@@ -172,7 +183,6 @@ pub fn evaluate_method(
 fn argmax_report(test: &Labelled<'_>, labels: &[String]) -> ArgmaxReport {
     let confusion = Confusion::new(test.truth(), &test.scores().argmax(), labels.len());
     let tallies = confusion.tallies();
-    let occurring: Vec<_> = tallies.iter().copied().filter(|t| t.actual + t.predicted > 0).collect();
     let per_class = labels
         .iter()
         .zip(&tallies)
@@ -190,17 +200,12 @@ fn argmax_report(test: &Labelled<'_>, labels: &[String]) -> ArgmaxReport {
         .collect();
     ArgmaxReport {
         accuracy: confusion.accuracy(),
-        macro_average: macro_average(&occurring),
+        macro_average: macro_over_occurring(&tallies),
         micro_average: micro_average(&tallies),
         mcc: confusion.mcc(),
         per_class,
         confusion: confusion.counts().to_vec(),
     }
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.fold((0.0, 0_u32), |(sum, count), v| (sum + v, count + 1));
-    (count > 0).then(|| sum / f64::from(count))
 }
 
 #[cfg(test)]

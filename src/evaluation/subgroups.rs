@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::interval::Proportion;
-use super::metrics::{Confusion, Tally, macro_average, ranking};
+use super::metrics::{Confusion, macro_over_occurring, mean, ranking};
 use super::scores::{Labelled, Scores};
 use crate::error::{Error, Result};
 
@@ -93,14 +93,12 @@ fn subgroup(data: &Labelled<'_>, value: &str, rows: &[usize]) -> Result<Subgroup
     let scores = Scores::new(rows.iter().flat_map(|&row| data.scores().row(row)).copied().collect(), classes)?;
     let truth: Vec<usize> = rows.iter().map(|&row| data.truth()[row]).collect();
     let tallies = Confusion::new(&truth, &scores.argmax(), classes).tallies();
-    let occurring: Vec<Tally> = tallies.iter().copied().filter(|t| t.actual + t.predicted > 0).collect();
-    let auc: Vec<f64> = (0..classes).filter_map(|class| ranking(&scores, &truth, class)).map(|r| r.auc).collect();
     Ok(Subgroup {
         value: value.to_owned(),
         n: rows.len(),
         accuracy: Proportion::new(tallies.iter().map(|t| t.true_positives).sum(), rows.len() as u64),
-        macro_f1: macro_average(&occurring).f1,
-        mauc: (!auc.is_empty()).then(|| auc.iter().sum::<f64>() / auc.len() as f64),
+        macro_f1: macro_over_occurring(&tallies).f1,
+        mauc: mean((0..classes).filter_map(|class| ranking(&scores, &truth, class)).map(|r| r.auc)),
     })
 }
 

@@ -1,20 +1,10 @@
 //! What an evaluation says of a classifier, on its way into the classifier's package.
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::evaluation::{Method, MethodReport, Requirement, render_markdown};
+use crate::error::{Error, Result};
+use crate::evaluation::{Document, MethodReport, Requirement, gate, render_markdown};
 use crate::package::ClassifierKind;
-use serde::Deserialize;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::Path;
-
-/// The parts of `report.json` that are read.
-#[derive(Deserialize)]
-struct Document {
-    classifiers: BTreeMap<String, String>,
-    requirements: Vec<Requirement>,
-    methods: Vec<MethodReport>,
-}
 
 /// A classifier's evaluation.
 pub(super) struct Evaluation {
@@ -26,27 +16,22 @@ impl Evaluation {
     /// The evaluation of the classifier of that [identity](crate::package::Package::classifier_with) in an output of Evaluate.
     ///
     /// # Errors
-    /// [`ErrorKind::Data`] for a report that cannot be read, or is of another classifier; [`ErrorKind::Requirement`] when a requirement of it
+    /// [`crate::ErrorKind::Data`] for a report that cannot be read, or is of another classifier; [`crate::ErrorKind::Requirement`] when a requirement of it
     /// was not met.
     pub(super) fn read(folder: &Path, kind: ClassifierKind, identity: &str) -> Result<Evaluation> {
         let path = folder.join("report.json");
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        let document: Document = serde_json::from_slice(&bytes).map_err(|e| {
-            Error::data(format!("'{}' is not a report of this program: evaluate again", path.display())).with_source(e)
-        })?;
-        let method = if kind == ClassifierKind::ZeroShot { Method::ZeroShot } else { Method::Adapter };
+        let document = Document::parse(&bytes).map_err(|e| e.context(format!("'{}'", path.display())))?;
+        let method = kind.method();
         let report = document.methods.into_iter().find(|r| r.method == method);
-        let same = document.classifiers.get(&method.to_string()).is_some_and(|found| found == identity);
+        let same = document.classifiers.get(method.name()).is_some_and(|found| found == identity);
         let Some(report) = report.filter(|_| same) else {
             return Err(Error::data(format!(
                 "'{}' is not about this {method} classifier: evaluate one of the same embedding model, labels, and adapter or text_template",
                 path.display()
             )));
         };
-        let missed: Vec<String> = document.requirements.iter().filter(|r| !r.met).map(Requirement::reason).collect();
-        if !missed.is_empty() {
-            return Err(Error::new(ErrorKind::Requirement, format!("not good enough: {}", missed.join("; "))));
-        }
+        gate::hold(&document.requirements)?;
         Ok(Evaluation { report, requirements: document.requirements })
     }
 

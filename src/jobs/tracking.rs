@@ -48,8 +48,7 @@ pub(super) fn after(client: &Client, (store, job): (&Store, &Job), record: &mut 
     record.mlflow = Some(state);
 }
 
-/// The final models that there are; those of failed and skipped steps are not, and none
-/// where a requirement was not met.
+/// The final models that there are; those of failed and skipped steps are not, and none where a requirement was not met.
 fn versions(store: &Store, job: &Job, record: &RunRecord) -> Result<Vec<Version>> {
     let mut versions = Vec::new();
     // models that were found wanting are none that anybody should deploy

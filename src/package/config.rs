@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::safe_relative;
 use crate::error::{Error, Result};
+use crate::evaluation::Method;
 use crate::imaging::PixelContract;
 
 /// The newest format version of packages, and the one that is written.
@@ -27,6 +28,17 @@ pub enum ClassifierKind {
     ZeroShot,
     /// A trained adapter on image features.
     Adapter,
+}
+
+impl ClassifierKind {
+    /// What its evaluation goes by.
+    #[must_use]
+    pub fn method(self) -> Method {
+        match self {
+            ClassifierKind::ZeroShot => Method::ZeroShot,
+            ClassifierKind::Adapter => Method::Adapter,
+        }
+    }
 }
 
 /// The classifier of a package.

@@ -6,10 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
+from figures import EXACT, check_figures, check_thresholds
 from scipy import stats
 from sklearn import metrics
 
-EXACT = 1e-9
 GOALS = [["sensitivity", 0.9], ["sensitivity", 0.5], ["specificity", 0.9], ["specificity", 1.0]]
 PROBLEMS = 1000
 
@@ -49,35 +49,6 @@ def evaluate(binary):
     return run
 
 
-def averages(true, predicted, average, **options):
-    values = metrics.precision_recall_fscore_support(true, predicted, average=average, zero_division=0, **options)
-    return dict(zip(("precision", "recall", "f1"), values))
-
-
-def mean(values):
-    return pytest.approx(np.mean(values), abs=EXACT) if len(values) else None
-
-
-def check_figures(report, scores, true, classes):
-    predicted, every = scores.argmax(axis=1), list(range(classes))
-    argmax = report["argmax"]
-    assert argmax["confusion"] == metrics.confusion_matrix(true, predicted, labels=every).tolist()
-    assert argmax["accuracy"] == pytest.approx(metrics.accuracy_score(true, predicted), abs=EXACT)
-    assert argmax["mcc"] == pytest.approx(metrics.matthews_corrcoef(true, predicted), abs=EXACT)
-    for average in ("macro", "micro"):
-        assert argmax[average] == pytest.approx(averages(true, predicted, average), abs=EXACT)
-    table = metrics.precision_recall_fscore_support(true, predicted, labels=every, zero_division=0)
-    for i, entry in enumerate(argmax["per_class"]):
-        assert [entry[k] for k in ("precision", "recall", "f1", "support")] == pytest.approx([column[i] for column in table], abs=EXACT)
-    defined = [c for c in every if 0 < (true == c).sum() < len(true)]
-    auc = {c: metrics.roc_auc_score(true == c, scores[:, c]) for c in defined}
-    precision = {c: metrics.average_precision_score(true == c, scores[:, c]) for c in defined}
-    assert report["mauc"] == mean(list(auc.values())) and report["mean_average_precision"] == mean(list(precision.values()))
-    for c, entry in enumerate(argmax["per_class"]):
-        assert entry["auc"] == (pytest.approx(auc[c], abs=EXACT) if c in auc else None)
-        assert entry["average_precision"] == (pytest.approx(precision[c], abs=EXACT) if c in auc else None)
-
-
 def check_calibration(found, scores, true, classes):
     confidence, right = scores.max(axis=1), scores.argmax(axis=1) == true
     edges = np.linspace(0, 1, 16)
@@ -106,20 +77,6 @@ def check_curves(found, scores, true):
         curve = entry["precision_recall"]
         assert curve["precision"] == pytest.approx(precision, abs=EXACT) and curve["recall"] == pytest.approx(recall, abs=EXACT)
         assert curve["thresholds"] == pytest.approx(thresholds, abs=EXACT)
-
-
-def check_thresholds(report, validation, test, classes):
-    (v_scores, v_true), (scores, true) = validation, test
-    grid = [i / 20 for i in range(20)]
-    chosen = []
-    for c in range(classes):
-        f1 = [metrics.f1_score(v_true == c, v_scores[:, c] >= t, zero_division=0) for t in grid]
-        chosen.append(max(t for t, f in zip(grid, f1) if f >= max(f1) - 1e-12))
-    found = report["thresholded"]
-    assert found["thresholds"] == pytest.approx(chosen, abs=EXACT)
-    indicator, positive = true[:, None] == np.arange(classes), scores >= np.array(chosen)
-    for average in ("macro", "micro"):
-        assert found[average] == pytest.approx(averages(indicator, positive, average), abs=EXACT)
 
 
 def rates(true, scores, threshold):

@@ -105,6 +105,19 @@ def load_and_predict(server, uri, images, folder):
     return json.loads(answer.read_text())
 
 
+def test_a_model_that_was_found_wanting_is_not_registered(run, medtune, server):
+    path = job(run.folder, server.uri, experiment="gated")
+    text = yaml.safe_load(path.read_text())
+    evaluate = text["steps"]["evaluate"]
+    evaluate["parameters"]["require"], evaluate["outputs"] = {"accuracy": "> 1"}, {"report": "gated-report"}
+    path.write_text(yaml.safe_dump(text, sort_keys=False))
+    medtune("--store", run.store, "run", path, expect=15)
+    state = medtune("--store", run.store, "runs", "list", "--json")[0]["mlflow"]
+    assert state["status"] == "registered" and state["versions"] == [], state
+    found = server.client().get_run(state["run_id"])
+    assert found.info.status == "FAILED" and found.data.metrics["evaluate.requirements_met"] == 0
+
+
 def test_everything_arrives_once(run, medtune, server):
     """Run, parameters, metrics, tags, versions and alias; the second time nothing is made twice."""
     section = {"experiment": "wards", "alias": "champion", "tags": {"team": "imaging"}}

@@ -133,7 +133,12 @@ def document(labels, rows, kinds, seed, values=("clinic A", "clinic B", "(none)"
         "title": "digits-report",
         "created": "2026-03-04T05:06:07Z",
         "code_version": "3f9c0a17d2b4",
-        "inputs": [[name, f"data:digits-{name.replace('_', '-')}@3", f"{n:x}" * 64] for n, name in enumerate(("adapter_mlflow_model", "test_embeddings", "test_text_tsv"))],
+        "format_version": 1,
+        "classifiers": {},
+        "inputs": {
+            name: {"reference": f"data:digits-{name.replace('_', '-')}@3", "sha256": f"{n:x}" * 64}
+            for n, name in enumerate(("adapter_mlflow_model", "test_embeddings", "test_text_tsv"))
+        },
         "labels": labels,
         "methods": [report for report, _ in made],
         "curves": [curves for _, curves in made],
@@ -155,7 +160,7 @@ def hostile():
     """More classes than there are colours, labels that want to be more than text, and one without end."""
     labels = [HOSTILE, ENDLESS, "\u8179\u819c\u5185\u89c6\u955c\u68c0\u67e5\u5f02\u5e38" * 5, "\u0627\u0644\u0645\u0631\u064a\u0621", "a", "", "of several words, all of them quite long, as found in templates of reports", *(f"class {n}" for n in range(15))]
     made = document(labels, 900, [{"method": "adapter"}], 2, values=(HOSTILE, ENDLESS, "(none)"), requirements=[requirement(HOSTILE, ENDLESS, 0.5, True)])
-    made["inputs"] += [[ENDLESS, f"file:///{ENDLESS}", HOSTILE]]
+    made["inputs"][ENDLESS] = {"reference": f"file:///{ENDLESS}", "sha256": HOSTILE}
     return made | {"title": ENDLESS, "created": HOSTILE, "code_version": ENDLESS}
 
 

@@ -2,15 +2,13 @@
 
 use crate::cli::output;
 use crate::config::evaluation::{Condition, Figure};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::evaluation::compare::{Pair, compare};
-use crate::evaluation::{MethodReport, Requirement, gate};
+use crate::evaluation::{Document, MethodReport, Requirement, gate};
 use crate::registry::{AssetKind, Reference, RunRecord, get};
 use crate::storage::Store;
 use clap::Args;
-use serde::Deserialize;
 use serde_json::json;
-use std::collections::BTreeMap;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CompareArguments {
@@ -29,18 +27,6 @@ pub(in crate::cli) struct CompareArguments {
 fn requirement(text: &str) -> Result<(Figure, Condition), String> {
     let at = text.rfind(['<', '>']).ok_or_else(|| format!("'{text}' has no comparison: write FIGURE >= NUMBER"))?;
     Ok((text[..at].trim().parse()?, text[at..].parse()?))
-}
-
-/// The part of `report.json` that is compared.
-#[derive(Deserialize)]
-struct Document {
-    inputs: BTreeMap<String, Input>,
-    methods: Vec<MethodReport>,
-}
-
-#[derive(Deserialize)]
-struct Input {
-    sha256: String,
 }
 
 /// An evaluation and the report it stands in.
@@ -65,11 +51,7 @@ impl CompareArguments {
         } else {
             output::line(&text(&first, &second, &pairs, &requirements))?;
         }
-        let missed: Vec<String> = requirements.iter().filter(|r| !r.met).map(Requirement::reason).collect();
-        if missed.is_empty() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Requirement, format!("{}: {}", second.reference, missed.join("; "))))
+        gate::hold(&requirements).map_err(|e| e.context(second.reference))
     }
 }
 
@@ -79,10 +61,7 @@ fn find(store: &Store, target: &str) -> Result<Found> {
     let bytes = store.get(&version.key("report.json"))?;
     let bytes =
         bytes.ok_or_else(|| Error::data(format!("{reference} is no report of Evaluate: it has no report.json")))?;
-    let document: Document = serde_json::from_slice(&bytes).map_err(|e| {
-        Error::data(format!("report.json of {reference} is of another version of this program: evaluate again"))
-            .with_source(e)
-    })?;
+    let document = Document::parse(&bytes).map_err(|e| e.context(format!("report.json of {reference}")))?;
     let test = document.inputs.get("test_text_tsv").map(|input| input.sha256.clone());
     Ok(Found { reference: version.reference(), test, methods: document.methods })
 }

@@ -99,8 +99,8 @@ fn figures(report: &MethodReport, id: usize, class: &ClassReport) -> [String; 5]
     let counted = |value: f64, rows: u64| (rows > 0).then_some(value);
     [
         with_interval(counted(class.prf.precision, predicted), intervals.map(|i| i.precision)),
-        with_interval(counted(class.prf.recall, class.support), intervals.map(|i| i.recall)),
-        with_interval(counted(class.prf.f1, class.support), intervals.map(|i| i.f1)),
+        with_interval(counted(class.prf.recall, class.support), intervals.and_then(|i| i.recall)),
+        with_interval(counted(class.prf.f1, class.support), intervals.and_then(|i| i.f1)),
         with_interval(class.auc, intervals.and_then(|i| i.auc)),
         number(class.average_precision),
     ]
@@ -254,11 +254,10 @@ fn subgroups(id: &str, report: &MethodReport, subgroups: &SubgroupTable) -> Stri
     ]);
     for group in &subgroups.groups {
         let accuracy = &group.accuracy;
-        let ends = accuracy.low.zip(accuracy.high).map(|(low, high)| Interval { low, high });
         table.body.push(vec![
             Cell::class(None, &group.value, ROOM),
             Cell::number(group.n.to_string()),
-            Cell::number(with_interval(accuracy.value, ends)),
+            Cell::number(with_interval(accuracy.value, accuracy.interval())),
             Cell::of_class("whisker", whisker(&group.value, accuracy, report.argmax.accuracy)),
             Cell::number(number(group.macro_f1)),
             Cell::number(number(group.mauc)),

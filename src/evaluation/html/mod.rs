@@ -13,8 +13,8 @@ mod table;
 mod text;
 
 use super::curves::ClassCurves;
-use super::gate::Requirement;
-use super::report::{Method, MethodReport};
+use super::document::Document;
+use super::report::MethodReport;
 
 /// Everything the page shows.
 #[derive(Debug, Clone, Copy)]
@@ -23,18 +23,10 @@ pub struct Page<'a> {
     pub title: &'a str,
     /// When, as RFC 3339; may be empty.
     pub created: &'a str,
-    /// The version of the program.
-    pub code_version: &'a str,
-    /// What was evaluated on what: name, reference and SHA-256 of each input.
-    pub inputs: &'a [(String, String, String)],
-    /// The labels' texts, by class id.
-    pub labels: &'a [String],
-    /// One entry a method.
-    pub methods: &'a [MethodReport],
-    /// The curves of each method, in the order of `methods`.
+    /// The evaluation.
+    pub document: &'a Document,
+    /// The curves of each method, in the order of the evaluation's.
     pub curves: &'a [Vec<ClassCurves>],
-    /// The gate's requirements; empty: no gate.
-    pub requirements: &'a [Requirement],
 }
 
 /// The page.
@@ -47,7 +39,7 @@ pub fn render_html(page: &Page<'_>) -> String {
 #[must_use]
 pub fn render_plots(page: &Page<'_>) -> Vec<(String, String)> {
     let mut files = Vec::new();
-    for (index, (report, name)) in page.methods.iter().zip(names(page.methods)).enumerate() {
+    for (index, (report, name)) in page.document.methods.iter().zip(names(&page.document.methods)).enumerate() {
         let curves = curves_of(page, index);
         let plots = [
             ("roc", lines::plot(lines::Kind::Roc, report, curves)),
@@ -70,11 +62,7 @@ fn curves_of<'a>(page: &Page<'a>, method: usize) -> &'a [ClassCurves] {
 fn names(methods: &[MethodReport]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for report in methods {
-        let kind = match report.method {
-            Method::ZeroShot => "zero-shot",
-            Method::Adapter => "adapter",
-            Method::Knn { .. } => "knn",
-        };
+        let kind = report.method.name();
         let name = (2..).map(|n| format!("{kind}-{n}")).find(|name| !names.contains(name)).unwrap_or_default();
         names.push(if names.iter().any(|n| n == kind) { name } else { kind.to_owned() });
     }

@@ -9,8 +9,7 @@ use time::macros::format_description;
 use super::table::{Cell, Table};
 use super::text::{NONE, classes, escape, plural, with_interval};
 use super::{Page, curves_of, method, names};
-use crate::evaluation::gate::Requirement;
-use crate::evaluation::interval::Interval;
+use crate::evaluation::gate::{Requirement, figure};
 use crate::evaluation::report::MethodReport;
 
 const STYLE: &str = include_str!("style.css");
@@ -58,7 +57,8 @@ const READING: [(&str, &str); 6] = [
 ];
 
 pub(super) fn render(page: &Page<'_>) -> String {
-    let names = names(page.methods);
+    let document = page.document;
+    let names = names(&document.methods);
     let title = escape(page.title);
     // the policy lets a browser load and run nothing, whatever a text in the page might try
     let mut out = format!(
@@ -70,15 +70,15 @@ pub(super) fn render(page: &Page<'_>) -> String {
     header(&mut out, page, &title);
     contents(&mut out, page, &names);
     out.push_str("<main>\n");
-    verdict(&mut out, page.requirements);
+    verdict(&mut out, &document.requirements);
     out.push_str("<section aria-labelledby=\"summary\">\n<h2 id=\"summary\">Summary</h2>\n");
-    if page.methods.is_empty() {
+    if document.methods.is_empty() {
         out.push_str("<p>No method was evaluated.</p>\n");
     } else {
-        out.push_str(&summary(page.methods));
+        out.push_str(&summary(&document.methods));
     }
     out.push_str("</section>\n");
-    for (index, (report, name)) in page.methods.iter().zip(&names).enumerate() {
+    for (index, (report, name)) in document.methods.iter().zip(&names).enumerate() {
         out.push_str(&method::section(name, report, curves_of(page, index)));
     }
     reading(&mut out);
@@ -95,12 +95,11 @@ fn header(out: &mut String, page: &Page<'_>, title: &str) {
     if !page.created.is_empty() {
         fact("Made", &format!("<time>{}</time>", date(page.created)));
     }
-    if !page.code_version.is_empty() {
-        fact("Code version", &format!("<code>{}</code>", escape(page.code_version)));
-    }
-    if let Some(first) = page.methods.first() {
+    let document = page.document;
+    fact("Code version", &format!("<code>{}</code>", escape(&document.code_version)));
+    if let Some(first) = document.methods.first() {
         // all methods see the same rows
-        fact("Test split", &format!("{} of {}", plural(first.n as u64, "row"), classes(page.labels.len())));
+        fact("Test split", &format!("{} of {}", plural(first.n as u64, "row"), classes(document.labels.len())));
     }
     out.push_str("</dl>\n</header>\n");
 }
@@ -115,7 +114,7 @@ fn date(created: &str) -> String {
 
 fn contents(out: &mut String, page: &Page<'_>, names: &[String]) {
     out.push_str("<nav aria-label=\"Contents\">\n<ul>\n<li><a href=\"#verdict\">Verdict</a></li>\n<li><a href=\"#summary\">Summary</a></li>\n");
-    for (report, name) in page.methods.iter().zip(names) {
+    for (report, name) in page.document.methods.iter().zip(names) {
         let _ = writeln!(out, "<li><a href=\"#{name}\">{}</a></li>", report.method);
     }
     out.push_str(
@@ -163,27 +162,23 @@ fn verdict(out: &mut String, requirements: &[Requirement]) {
 }
 
 fn summary(methods: &[MethodReport]) -> String {
-    type Figure = fn(&MethodReport) -> (Option<f64>, Option<Interval>);
-    const FIGURES: [(&str, Figure); 7] = [
-        ("accuracy", |r| (Some(r.argmax.accuracy), r.intervals.as_ref().map(|i| i.accuracy))),
-        ("macro F1", |r| (Some(r.argmax.macro_average.f1), r.intervals.as_ref().map(|i| i.macro_f1))),
-        ("MCC", |r| (Some(r.argmax.mcc), r.intervals.as_ref().map(|i| i.mcc))),
-        ("mAUC", |r| (r.mauc, r.intervals.as_ref().and_then(|i| i.mauc))),
-        ("mAP", |r| (r.mean_average_precision, r.intervals.as_ref().and_then(|i| i.mean_average_precision))),
-        ("thresholded macro F1", |r| {
-            let value = r.thresholded.as_ref().map(|t| t.macro_average.f1);
-            (value, r.intervals.as_ref().and_then(|i| i.thresholded_macro_f1))
-        }),
-        ("ECE (0 is best)", |r| (Some(r.calibration.ece), None)),
+    const FIGURES: [(&str, &str); 7] = [
+        ("accuracy", "accuracy"),
+        ("macro F1", "macro_f1"),
+        ("MCC", "mcc"),
+        ("mAUC", "mauc"),
+        ("mAP", "mean_average_precision"),
+        ("thresholded macro F1", "thresholded_macro_f1"),
+        ("ECE (0 is best)", "ece"),
     ];
     let mut table = Table::new("figures", "plain", "All methods on the test split");
     let mut head = vec![Cell::column("figure")];
     head.extend(methods.iter().map(|r| Cell::column(r.method.to_string())));
     table.head.push(head);
-    for (name, of) in FIGURES {
-        let mut cells = vec![Cell::row(name)];
+    for (shown, name) in FIGURES {
+        let mut cells = vec![Cell::row(shown)];
         cells.extend(methods.iter().map(|report| {
-            let (value, interval) = of(report);
+            let (value, interval) = figure(report, name, None);
             Cell::number(with_interval(value, interval))
         }));
         table.body.push(cells);
@@ -204,17 +199,17 @@ fn reading(out: &mut String) {
 
 fn origin(out: &mut String, page: &Page<'_>) {
     out.push_str("<section aria-labelledby=\"origin\">\n<h2 id=\"origin\">Origin</h2>\n");
-    if page.inputs.is_empty() {
+    if page.document.inputs.is_empty() {
         out.push_str("<p class=\"note\">No inputs are recorded.</p>\n");
     } else {
         let caption = "What was evaluated; report.json has the whole hashes";
         let mut table = Table::new("inputs", "plain", caption);
         table.head.push(["input", "reference", "SHA-256"].map(Cell::words).into_iter().collect());
-        for (name, reference, digest) in page.inputs {
-            let short: String = digest.chars().take(12).collect();
+        for (name, input) in &page.document.inputs {
+            let short: String = input.sha256.chars().take(12).collect();
             table.body.push(vec![
                 Cell::row(escape(name)),
-                Cell::text(escape(reference)),
+                Cell::text(escape(&input.reference)),
                 Cell::text(format!("<code>{}</code>", escape(&short))),
             ]);
         }

@@ -1,63 +1,61 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::evaluation::bootstrap::{ClassIntervals, Intervals};
 use crate::evaluation::calibration::{Bin, Calibration};
 use crate::evaluation::curves::{PrCurve, RocCurve};
+use crate::evaluation::document::Input;
+use crate::evaluation::gate::Requirement;
 use crate::evaluation::interval::{Interval, Proportion};
 use crate::evaluation::metrics::Prf;
 use crate::evaluation::operating::{Goal, OperatingPoint, Rates};
-use crate::evaluation::report::{ArgmaxReport, ClassReport, ThresholdReport};
+use crate::evaluation::report::{ArgmaxReport, ClassReport, Method, ThresholdReport};
 use crate::evaluation::subgroups::{Subgroup, SubgroupTable};
 
 const HOSTILE: &str = "<script>alert(1)</script> \"'&\u{202e}\u{0}\u{1b}";
 
-struct Input {
-    labels: Vec<String>,
-    methods: Vec<MethodReport>,
+struct Evaluation {
+    document: Document,
     curves: Vec<Vec<ClassCurves>>,
-    inputs: Vec<(String, String, String)>,
-    requirements: Vec<Requirement>,
 }
 
-impl Input {
+impl Evaluation {
     /// One method without anything that can be missing.
-    fn bare(labels: &[String]) -> Input {
+    fn bare(labels: &[String]) -> Evaluation {
         let curve = |label: &String| ClassCurves { label: label.clone(), roc: None, precision_recall: None };
-        Input {
+        let document = Document {
+            format_version: 1,
+            code_version: "abc123".to_owned(),
             labels: labels.to_vec(),
-            methods: vec![bare(Method::Adapter, labels)],
-            curves: vec![labels.iter().map(curve).collect()],
-            inputs: Vec::new(),
+            inputs: BTreeMap::new(),
+            classifiers: BTreeMap::new(),
             requirements: Vec::new(),
-        }
+            methods: vec![bare(Method::Adapter, labels)],
+        };
+        Evaluation { document, curves: vec![labels.iter().map(curve).collect()] }
     }
 
     /// The same with everything there is.
-    fn full(labels: &[String]) -> Input {
-        let mut input = Input::bare(labels);
-        fill(&mut input.methods[0], labels);
+    fn full(labels: &[String]) -> Evaluation {
+        let mut input = Evaluation::bare(labels);
+        fill(&mut input.document.methods[0], labels);
         input.curves = vec![labels.iter().map(|label| curves(label)).collect()];
-        input.inputs = vec![("test_embeddings".into(), "data:digits@3".into(), "0123456789abcdef".repeat(4))];
+        input.document.inputs = BTreeMap::from([(
+            "test_embeddings".to_owned(),
+            Input { reference: "data:digits@3".to_owned(), sha256: "0123456789abcdef".repeat(4) },
+        )]);
         let of = |metric: &str, met| Requirement {
             metric: metric.to_owned(),
             condition: ">= 0.74".to_owned(),
             value: Some(if met { 0.75 } else { 0.7398 }),
             met,
         };
-        input.requirements = vec![of("adapter.macro_f1", true), of("adapter.accuracy", false)];
+        input.document.requirements = vec![of("adapter.macro_f1", true), of("adapter.accuracy", false)];
         input
     }
 
     fn page(&self) -> Page<'_> {
-        Page {
-            title: "digits-report",
-            created: "2026-03-04T05:06:07Z",
-            code_version: "abc123",
-            inputs: &self.inputs,
-            labels: &self.labels,
-            methods: &self.methods,
-            curves: &self.curves,
-            requirements: &self.requirements,
-        }
+        Page { title: "digits-report", created: "2026-03-04T05:06:07Z", document: &self.document, curves: &self.curves }
     }
 
     /// The page and all plots, each of which must be well formed.
@@ -137,7 +135,7 @@ fn fill(report: &mut MethodReport, labels: &[String]) {
         micro_average: Prf::default(),
     });
     (report.mauc, report.mean_average_precision) = (Some(0.875), Some(0.625));
-    let class = ClassIntervals { precision: interval, recall: interval, f1: interval, auc: Some(interval) };
+    let class = ClassIntervals { precision: interval, recall: Some(interval), f1: Some(interval), auc: Some(interval) };
     report.intervals = Some(Intervals {
         level: 0.95,
         resamples: 1000,
@@ -227,8 +225,8 @@ fn entities(text: &str, style: bool) {
 
 #[test]
 fn everything_is_on_the_page() {
-    let mut input = Input::full(&labels(5));
-    input.methods.push(bare(Method::Knn { k: 7 }, &input.labels));
+    let mut input = Evaluation::full(&labels(5));
+    input.document.methods.push(bare(Method::Knn { k: 7 }, &input.document.labels));
     let (page, plots) = input.render();
     for part in [
         "<html lang=\"en\">",
@@ -258,9 +256,9 @@ fn everything_is_on_the_page() {
 
 #[test]
 fn methods_of_one_kind_have_names_of_their_own() {
-    let mut input = Input::full(&labels(2));
-    input.methods = [7, 7, 9].map(|k| bare(Method::Knn { k }, &input.labels)).to_vec();
-    assert_eq!(names(&input.methods), ["knn", "knn-2", "knn-3"]);
+    let mut input = Evaluation::full(&labels(2));
+    input.document.methods = [7, 7, 9].map(|k| bare(Method::Knn { k }, &input.document.labels)).to_vec();
+    assert_eq!(names(&input.document.methods), ["knn", "knn-2", "knn-3"]);
     let (page, _) = input.render();
     let mut ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     let count = ids.len();
@@ -271,13 +269,15 @@ fn methods_of_one_kind_have_names_of_their_own() {
 
 #[test]
 fn what_users_name_is_only_text() {
-    let mut input = Input::full(&[HOSTILE.to_owned(), "x".repeat(300)]);
-    input.inputs = vec![(HOSTILE.into(), HOSTILE.into(), HOSTILE.into())];
-    input.requirements[0].metric = HOSTILE.to_owned();
-    input.methods[0].absent_classes = vec![HOSTILE.to_owned()];
-    input.methods[0].intervals.as_mut().unwrap().group = Some(HOSTILE.to_owned());
-    input.methods[0].subgroups[0].column = HOSTILE.to_owned();
-    let made = Page { title: HOSTILE, created: HOSTILE, code_version: HOSTILE, ..input.page() };
+    let mut input = Evaluation::full(&[HOSTILE.to_owned(), "x".repeat(300)]);
+    input.document.inputs =
+        BTreeMap::from([(HOSTILE.into(), Input { reference: HOSTILE.into(), sha256: HOSTILE.into() })]);
+    input.document.code_version = HOSTILE.to_owned();
+    input.document.requirements[0].metric = HOSTILE.to_owned();
+    input.document.methods[0].absent_classes = vec![HOSTILE.to_owned()];
+    input.document.methods[0].intervals.as_mut().unwrap().group = Some(HOSTILE.to_owned());
+    input.document.methods[0].subgroups[0].column = HOSTILE.to_owned();
+    let made = Page { title: HOSTILE, created: HOSTILE, ..input.page() };
     well_formed(&render_html(&made), "html");
     let (page, plots) = input.render();
     let shown = "&lt;script&gt;alert(1)&lt;/script&gt; &quot;&#39;&amp;";
@@ -294,8 +294,8 @@ fn what_users_name_is_only_text() {
 
 #[test]
 fn missing_values_are_dashes() {
-    let mut input = Input::bare(&labels(3));
-    input.requirements =
+    let mut input = Evaluation::bare(&labels(3));
+    input.document.requirements =
         vec![Requirement { metric: "adapter.mauc".into(), condition: ">= 0.5".into(), value: None, met: false }];
     let (page, plots) = input.render();
     assert_eq!(plots.len(), 1, "only the matrix");
@@ -311,9 +311,9 @@ fn missing_values_are_dashes() {
 
 #[test]
 fn values_that_are_not_finite_are_dashes() {
-    let mut input = Input::full(&labels(2));
+    let mut input = Evaluation::full(&labels(2));
     let nan = f64::NAN;
-    let report = &mut input.methods[0];
+    let report = &mut input.document.methods[0];
     let interval = Interval { low: nan, high: f64::INFINITY };
     report.argmax.accuracy = nan;
     report.argmax.mcc = f64::NEG_INFINITY;
@@ -327,9 +327,9 @@ fn values_that_are_not_finite_are_dashes() {
 
 #[test]
 fn nothing_at_all() {
-    let mut input = Input::bare(&[]);
+    let mut input = Evaluation::bare(&[]);
     input.render();
-    input.methods.clear();
+    input.document.methods.clear();
     input.curves.clear();
     let (page, plots) = input.render();
     assert!(page.contains("No method was evaluated.") && page.contains("no requirements were set") && plots.is_empty());
@@ -337,8 +337,8 @@ fn nothing_at_all() {
 
 #[test]
 fn one_row() {
-    let mut input = Input::full(&labels(2));
-    let report = &mut input.methods[0];
+    let mut input = Evaluation::full(&labels(2));
+    let report = &mut input.document.methods[0];
     report.n = 1;
     report.argmax.per_class[0].support = 1;
     report.argmax.per_class[1].support = 0;
@@ -350,7 +350,7 @@ fn one_row() {
 
 #[test]
 fn many_classes() {
-    let (page, plots) = Input::full(&labels(40)).render();
+    let (page, plots) = Evaluation::full(&labels(40)).render();
     assert!(page.contains("The matrix of 40 classes is too large for this page: it is in report.json."));
     assert!(page.contains("The 20 most frequent confusions"));
     assert!(page.contains("The 10 classes of the lowest AUC") && page.contains("30 other classes"));
@@ -359,13 +359,13 @@ fn many_classes() {
     assert!(
         plots[0].1.contains("AUC by class: label 30 0.600") && plots[0].1.contains("30 other classes: 0.610 to 0.900.")
     );
-    let (page, _) = Input::full(&labels(30)).render();
+    let (page, _) = Evaluation::full(&labels(30)).render();
     assert!(page.contains("class=\"heat broad\""));
 }
 
 #[test]
 fn headings_go_down_one_level_at_a_time() {
-    let (page, _) = Input::full(&labels(3)).render();
+    let (page, _) = Evaluation::full(&labels(3)).render();
     let after = page.match_indices("<h").map(|(at, _)| page.as_bytes()[at + 2]);
     let levels: Vec<u8> = after.filter(u8::is_ascii_digit).map(|digit| digit - b'0').collect();
     assert_eq!(levels.iter().filter(|&&l| l == 1).count(), 1);

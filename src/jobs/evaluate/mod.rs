@@ -11,7 +11,7 @@ use super::{Produced, StepContext, leakage};
 use crate::config::evaluation::EvaluateParameters;
 use crate::data::embeddings::Embeddings;
 use crate::data::{Labels, TsvReader, overlap, read_field};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::evaluation::{
     Bank, Bootstrap, ClassCurves, Column, Extras, Goal, Labelled, Method, MethodReport, Scores, curves,
     evaluate_method, gate, knn_scores,
@@ -61,8 +61,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
         let package = context.package(input)?;
         let classifier =
             load(&package, kind, &labels, &test.embeddings).map_err(|e| e.context(format!("input {input}")))?;
-        let method = if kind == ClassifierKind::ZeroShot { Method::ZeroShot } else { Method::Adapter };
-        identities.extend(package.classifier_identity()?.map(|identity| (method.to_string(), identity)));
+        let method = kind.method();
+        identities.extend(package.classifier_identity()?.map(|identity| (method.name().to_owned(), identity)));
         let score = |e: &Embeddings| Scores::from_f32(&classifier.scores(&e.table.features, e.dim())?, labels.len());
         evaluated.push(report(method, score, (validation.as_ref(), &test), &labels, asked.extras())?);
     }
@@ -76,13 +76,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &EvaluateParameters) ->
     }
     let (reports, curves): (Vec<_>, Vec<_>) = evaluated.into_iter().unzip();
     let requirements = gate::check(&parameters.require, &reports);
-    let mut produced = write::report(context, (&labels, &identities), (&reports, &curves), &requirements)?;
-    let missed: Vec<String> = requirements.iter().filter(|r| !r.met).map(gate::Requirement::reason).collect();
-    if !missed.is_empty() {
-        let text = format!("not good enough: {}; the report says more", missed.join("; "));
-        produced.refused = Some(Error::new(ErrorKind::Requirement, text));
-    }
-    Ok(produced)
+    let refused = gate::hold(&requirements).err();
+    let produced = write::report(context, (&labels, identities), (reports, &curves), requirements)?;
+    Ok(Produced { refused, ..produced })
 }
 
 /// The inputs that hold classifiers.
@@ -163,8 +159,8 @@ fn report(
 
 fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddings) -> Result<Head> {
     if package.config.classifier.as_ref().is_none_or(|c| c.kind != kind) {
-        let what = if kind == ClassifierKind::ZeroShot { "zero-shot" } else { "adapter" };
-        return Err(Error::package(format!("'{}' is not a package of a {what} classifier", package.dir.display())));
+        let (folder, method) = (package.dir.display(), kind.method());
+        return Err(Error::package(format!("'{folder}' is not a package of a {method} classifier")));
     }
     if package.labels()? != labels.texts() {
         return Err(Error::package(

@@ -1,10 +1,11 @@
 //! The report's files.
 
-use super::super::{Artifact, Produced, StepContext, write_json};
+use super::super::{Artifact, Produced, ResolvedInput, StepContext, write_json};
 use crate::data::Labels;
 use crate::error::{Error, Result};
 use crate::evaluation::{
-    ClassCurves, MethodReport, Page, Requirement, render_html, render_markdown, render_plots, render_text,
+    ClassCurves, Document, Input, MethodReport, Page, Requirement, render_html, render_markdown, render_plots,
+    render_text,
 };
 use crate::registry::{AssetKind, folder_files};
 use serde::Serialize;
@@ -29,20 +30,22 @@ struct MethodCurves<'a> {
 
 pub(super) fn report(
     context: &StepContext<'_>,
-    (labels, identities): (&Labels, &BTreeMap<String, String>),
-    (reports, curves): (&[MethodReport], &[Vec<ClassCurves>]),
-    requirements: &[Requirement],
+    (labels, classifiers): (&Labels, BTreeMap<String, String>),
+    (methods, curves): (Vec<MethodReport>, &[Vec<ClassCurves>]),
+    requirements: Vec<Requirement>,
 ) -> Result<Produced> {
     let folder = context.folder("report")?;
-    let inputs: serde_json::Map<String, Value> = context
-        .inputs
-        .iter()
-        .map(|(n, i)| (n.clone(), json!({ "reference": i.origin(), "sha256": i.digest })))
-        .collect();
-    let document = json!({
-        "format_version": 1, "code_version": crate::CODE_VERSION, "labels": labels.texts(), "inputs": inputs,
-        "classifiers": identities, "requirements": requirements, "methods": reports,
-    });
+    let input = |i: &ResolvedInput| Input { reference: i.origin(), sha256: i.digest.clone() };
+    let document = Document {
+        format_version: 1,
+        code_version: crate::CODE_VERSION.to_owned(),
+        labels: labels.texts().to_vec(),
+        inputs: context.inputs.iter().map(|(name, i)| (name.clone(), input(i))).collect(),
+        classifiers,
+        requirements,
+        methods,
+    };
+    let (reports, requirements) = (&document.methods[..], &document.requirements[..]);
     write_json(&folder.join("report.json"), &document)?;
     let methods = reports.iter().zip(curves);
     let methods = methods.map(|(r, classes)| MethodCurves { method: r.method.to_string(), classes }).collect();
@@ -54,18 +57,8 @@ pub(super) fn report(
         .map_err(|e| Error::io("write", &path, e.into()))?;
     file.flush().map_err(|e| Error::io("write", &path, e))?;
     let text = render_text(reports, requirements);
-    let inputs: Vec<_> = context.inputs.iter().map(|(n, i)| (n.clone(), i.origin(), i.digest.clone())).collect();
     let created = context.begun.format(&Rfc3339).map_err(|e| Error::internal("cannot write a time").with_source(e))?;
-    let page = Page {
-        title: "Evaluation on the test set",
-        created: &created,
-        code_version: crate::CODE_VERSION,
-        inputs: &inputs,
-        labels: labels.texts(),
-        methods: reports,
-        curves,
-        requirements,
-    };
+    let page = Page { title: "Evaluation on the test set", created: &created, document: &document, curves };
     let plots = context.folder("report/plots")?;
     let mut files = vec![
         (folder.join("report.txt"), text.clone()),
