@@ -2,6 +2,7 @@
 
 mod output;
 mod place;
+mod python;
 mod register;
 #[cfg(feature = "torch")]
 mod run;
@@ -97,6 +98,8 @@ struct RunArguments {
     /// Where scratch files go.
     #[arg(long, env = "MEDTUNE_WORK_DIR", value_name = "DIR")]
     work_dir: Option<PathBuf>,
+    #[command(flatten)]
+    python: python::PythonArgument,
 }
 
 #[derive(Debug, clap::Args)]

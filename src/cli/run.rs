@@ -35,6 +35,7 @@ pub(super) fn let_idle_threads_sleep(environment: &Environment) {
 
 pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environment) -> Result<()> {
     let mut job = place.load_job(&arguments.job, &arguments.set, environment)?;
+    let python = arguments.python.find(environment)?;
     let store = place.open_for(&job, arguments.dry_run)?;
     if arguments.dry_run {
         let plans = jobs::plan(&store, &job)?;
@@ -80,7 +81,7 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
             own_log = Some(log);
         }
     }
-    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials, rank_log };
+    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials, rank_log, python };
     let world = membership.as_ref().map_or_else(|| Ok(World::alone()), World::join)?;
     if !world.is_first() {
         let followed = jobs::follow(&store, &job, &options, &world);

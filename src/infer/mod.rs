@@ -17,9 +17,10 @@ use crate::model::params::Params;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::unicl::UniCl;
 use crate::model::{TchResult, engine, engine_text, weights};
-use crate::package::Package;
+use crate::package::{MODEL_CONFIG_FILE, Package, PackageConfig};
 use medtune_native::Download;
 use rayon::prelude::*;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Texts a forward pass.
@@ -74,6 +75,19 @@ impl Encoder {
         let model = UniCl::for_inference(&config, params, computed == InferencePrecision::Bf16)?;
         let pixels = Pixels::new(package.config.pixels.clone(), device)?;
         Ok(Encoder { config, model, tokenizer, pixels, device, precision: computed })
+    }
+
+    /// The model in a folder of checkpoints, on the CPU and in f32, by the layers that training goes through: slower than
+    /// [`Encoder::load`], which has layers of its own, so that either can be held against the other.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`].
+    pub fn plain(checkpoints: &Path, package: &PackageConfig) -> Result<Encoder> {
+        let config = read_model_config(&checkpoints.join(MODEL_CONFIG_FILE))?;
+        let tokenizer = Tokenizer::load(&checkpoints.join(&package.tokenizer))?;
+        check_vocabulary(&tokenizer, &config)?;
+        let params = weights::read(&checkpoints.join(&package.weights), &config)?;
+        Encoder::over(&params, config, tokenizer, package.pixels.clone(), Device::Cpu)
     }
 
     /// An encoder over parameters that somebody else holds, e.g. a running training.
@@ -215,8 +229,11 @@ impl Encoder {
 /// # Errors
 /// [`crate::ErrorKind::Package`] when `config.yaml` is missing, no YAML, or impossible.
 pub fn model_config(package: &Package) -> Result<ModelConfig> {
-    let path = package.model_config();
-    let yaml = crate::config::read_yaml(&path).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
+    read_model_config(&package.model_config())
+}
+
+fn read_model_config(path: &Path) -> Result<ModelConfig> {
+    let yaml = crate::config::read_yaml(path).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
     ModelConfig::from_yaml(&yaml, &path.display().to_string())
 }
 

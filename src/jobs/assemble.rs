@@ -2,7 +2,7 @@
 
 use super::adapter::{TRAINED_ON, TrainedOn};
 use super::release::Evaluation;
-use super::{Artifact, Produced, StepContext, models};
+use super::{Artifact, Produced, StepContext, models, self_test};
 use crate::config::parameters::AssembleParameters;
 use crate::data::Labels;
 use crate::error::{Error, Result};
@@ -10,9 +10,7 @@ use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
 use crate::model::adapter::Adapter;
 use crate::model::weights::write_tensors;
-use crate::package::{
-    ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, package_files, write_package,
-};
+use crate::package::{ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, package_files};
 use crate::registry::AssetKind;
 use serde_json::json;
 use std::path::Path;
@@ -108,7 +106,8 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
         example_image: models::example_image()?,
     };
     let package = context.scratch.join("package");
-    write_package(&spec, &package)?;
+    drop(encoder);
+    self_test::write_checked(&spec, &package, context.python)?;
     let mut produced = Produced { metrics: json!({ "classes": labels.len(), "kind": kind }), ..Produced::default() };
     produced.outputs.insert(
         "classification_mlflow_model".to_owned(),

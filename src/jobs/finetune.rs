@@ -1,6 +1,6 @@
 //! Finetune: the base package's model, trained on an institution's images, as a package of the same layout.
 
-use super::{Artifact, Produced, ResolvedInput, StepContext, leakage, models};
+use super::{Artifact, Produced, ResolvedInput, StepContext, leakage, models, self_test};
 use crate::config::parameters::{FinetuneParameters, InTwoSets};
 use crate::config::training::{self, Parsed, TrainingConfig};
 use crate::config::{apply_overrides, read_yaml};
@@ -10,7 +10,7 @@ use crate::imaging::Augmentation;
 use crate::infer::{Encoder, check_vocabulary, device, model_config};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights;
-use crate::package::{ModelCard, Package, PackageSpec, package_files, write_package};
+use crate::package::{ModelCard, Package, PackageSpec, package_files};
 use crate::registry::{AssetKind, SeriesFolder, folder_files};
 use crate::train::checkpoint::{self, Checkpoints};
 use crate::train::evaluation::Evaluation;
@@ -264,7 +264,7 @@ fn package(
         example_image: models::example_image()?,
     };
     let folder = context.scratch.join("package");
-    write_package(&spec, &folder)?;
+    self_test::write_checked(&spec, &folder, context.python)?;
     let metrics = as_json(outcome)?;
     let used_up = Some(checkpoint::folder(context.continuation));
     let mut produced = Produced { metrics: metrics.clone(), used_up, ..Produced::default() };

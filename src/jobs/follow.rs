@@ -141,6 +141,8 @@ fn one(store: &Store, job: &Job, (task, scratch): (&Task, &Scratch), world: &Wor
         run: (&task.run, &task.step),
         continuation: &task.continuation,
         world,
+        // packages are made by the first process
+        python: None,
         earlier_output: None,
     };
     execute(&context, &step.parameters).map(drop)

@@ -20,6 +20,7 @@ mod prepare;
 mod release;
 mod runner;
 mod scratch;
+pub mod self_test;
 mod tracking;
 
 pub use estimate::{Estimate, Memory, ParameterCount, Steps, Time};
@@ -31,7 +32,7 @@ use crate::config::compute::Compute;
 use crate::config::parameters::Parameters;
 use crate::distributed::World;
 use crate::error::{Context, Error, Result};
-use crate::package::{Package, read_package, verify_package};
+use crate::package::{Package, PythonLoader, read_package, verify_package};
 use crate::registry::{AssetKind, Version};
 use crate::storage::Store;
 use std::collections::BTreeMap;
@@ -57,6 +58,8 @@ pub struct StepContext<'a> {
     pub continuation: &'a str,
     /// The processes that do the step together.
     pub world: &'a World,
+    /// A Python with MLflow, whose loader must be able to use the packages that are made.
+    pub python: Option<&'a PythonLoader>,
     /// The newest version of the step's output, where its content can save work; known to the first process only.
     pub earlier_output: Option<Version>,
 }

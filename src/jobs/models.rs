@@ -1,5 +1,6 @@
 //! Base model packages: made from a size configuration, or imported from the layouts that MedImageInsight comes in.
 
+use super::self_test;
 use crate::CODE_VERSION;
 use crate::config::{build, parse_yaml, read_yaml};
 use crate::data::Labels;
@@ -10,8 +11,8 @@ use crate::model::config::ModelConfig;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{init, weights};
 use crate::package::{
-    MODEL_CONFIG_FILE, ModelCard, Package, PackageConfig, PackageSpec, Task, package_files, verify_package,
-    write_package,
+    MODEL_CONFIG_FILE, ModelCard, Package, PackageConfig, PackageSpec, PythonLoader, Task, package_files,
+    verify_package,
 };
 use crate::registry::{AssetKind, Lineage, NewVersion, Version, list_versions, publish};
 use crate::storage::{Created, Store, sha256_hex};
@@ -41,11 +42,11 @@ pub struct InitRequest {
 }
 
 /// Makes a package with random weights and registers it; the same request again finds the version that it made.
-/// The flag says whether something new was made.
+/// The flag says whether something new was made. A new package has passed its self-test, by the loader in `python` too.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] for impossible sizes, [`ErrorKind::NotFound`] for missing files, and those of publishing.
-pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool)> {
+pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLoader>) -> Result<(Version, bool)> {
     let yaml = read_yaml(&request.config)?;
     let origin = request.config.display().to_string();
     let as_config = |e: Error| e.with_kind(ErrorKind::Config);
@@ -81,11 +82,14 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
     {
         return Ok((existing, false));
     }
-    let params = init::random(&config, request.seed)?;
     write_config(&checkpoints, &config.to_yaml())?;
     let weights_name = "vision_model/model.safetensors";
     make(&checkpoints.join("vision_model"))?;
+    let params = init::random(&config, request.seed)?;
+    let parameters = params.count();
     weights::write(&checkpoints.join(weights_name), &params)?;
+    // the package's self-test reads them again
+    drop(params);
     let provenance = json!({
         "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed,
         "base_model_name": "MedImageInsight architecture, random weights",
@@ -97,9 +101,9 @@ pub fn init_model(store: &Store, request: &InitRequest) -> Result<(Version, bool
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };
-    let version =
-        register(store, &scratch.path().join("package"), (&checkpoints, package, card), &request.name, owner)?;
-    tracing::info!(parameters = params.count(), "model initialised");
+    let checked = checked_package(&scratch.path().join("package"), (&checkpoints, package, card), python)?;
+    let version = publish_files(store, &request.name, checked, owner, "embedding model")?;
+    tracing::info!(parameters, "model initialised");
     Ok((version, true))
 }
 
@@ -120,7 +124,7 @@ pub struct Imported {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
-pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<Imported> {
+pub fn import_model(store: &Store, name: &str, folder: &Path, python: Option<&PythonLoader>) -> Result<Imported> {
     fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
@@ -129,6 +133,9 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<Imported
         let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
         if let Some(version) = existing {
             return Ok(Imported { version, new: false, report: None });
+        }
+        if self_test::check(&package, python)?.is_none() {
+            tracing::warn!("the package has no self-test: it is of an earlier medtune");
         }
         let files = (package_files(folder)?, json!({ "task": package.config.task }));
         let version = publish_files(store, name, files, owner, "imported package")?;
@@ -164,6 +171,8 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<Imported
     make(&checkpoints.join("vision_model"))?;
     let weights_name = format!("vision_model/{}", weights_name(&weights_file, &report));
     weights::write(&checkpoints.join(&weights_name), &params)?;
+    // the package's self-test reads them again
+    drop(params);
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
     let vocabulary = crate::storage::sha256_file(&checkpoints.join(TOKENIZER).join("tokenizer.json"))?.sha256;
     let settings = serde_yaml_ng::to_string(&yaml).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
@@ -188,7 +197,8 @@ pub fn import_model(store: &Store, name: &str, folder: &Path) -> Result<Imported
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };
-    let version = register(store, &scratch.path().join("package"), (&checkpoints, package, card), name, owner)?;
+    let checked = checked_package(&scratch.path().join("package"), (&checkpoints, package, card), python)?;
+    let version = publish_files(store, name, checked, owner, "embedding model")?;
     Ok(Imported { version, new: true, report: Some(report) })
 }
 
@@ -198,21 +208,20 @@ fn weights_name(file: &Path, report: &weights::Report) -> String {
     if report.format == weights::SAFETENSORS { name(file.file_name()) } else { name(file.file_stem()) + ".safetensors" }
 }
 
-fn register(
-    store: &Store,
+/// The files of a new embedding model that has passed its self-test, and the facts that its version keeps.
+fn checked_package(
     folder: &Path,
     (checkpoints, config, card): (&Path, PackageConfig, ModelCard),
-    name: &str,
-    owner: String,
-) -> Result<Version> {
+    python: Option<&PythonLoader>,
+) -> Result<(Vec<(String, PathBuf)>, Value)> {
     let metadata = metadata(&config.provenance, false);
     let mut facts = json!({ "task": Task::Embeddings });
     if let Some(report) = config.provenance.get("weights_report") {
         facts["weights_report"] = report.clone();
     }
     let spec = PackageSpec { checkpoints, config, metadata, card, example_image: example_image()? };
-    write_package(&spec, folder)?;
-    publish_files(store, name, (package_files(folder)?, facts), owner, "embedding model")
+    self_test::write_checked(&spec, folder, python)?;
+    Ok((package_files(folder)?, facts))
 }
 
 fn publish_files(

@@ -6,7 +6,7 @@ use crate::error::{Context, Error, Result};
 use crate::infer::{Encoder, device, zero_shot_logits};
 use crate::model::adapter::Adapter;
 use crate::model::weights::read_tensors;
-use crate::package::{Package, Task};
+use crate::package::{Package, PackageConfig, Task};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -121,20 +121,20 @@ enum HeadKind {
 
 impl Head {
     fn load(package: &Package, encoder: &Encoder) -> Result<Head> {
-        Head::read(package, encoder.logit_scale()?, encoder.dim())
+        Head::read((&package.checkpoints(), &package.config), encoder.logit_scale()?, encoder.dim())
     }
 
-    /// The head of a classifier package whose model has that log scale and embeddings of length `dim`.
-    pub(super) fn read(package: &Package, logit_scale: f64, dim: usize) -> Result<Head> {
-        let labels = package.labels()?;
-        let classifier =
-            package.config.classifier.as_ref().ok_or_else(|| Error::package("the package is no classifier"))?;
+    /// The head of a classifier, whose files are in a folder of checkpoints, and whose model has that log scale and embeddings of
+    /// length `dim`.
+    pub(super) fn read((checkpoints, config): (&Path, &PackageConfig), logit_scale: f64, dim: usize) -> Result<Head> {
+        let labels = config.labels_in(checkpoints)?;
+        let classifier = config.classifier.as_ref().ok_or_else(|| Error::package("the package is no classifier"))?;
         let kind = if let Some(path) = &classifier.adapter {
-            let file = package.file(path);
+            let file = checkpoints.join(path);
             let folder = file.parent().ok_or_else(|| Error::internal("an adapter without a folder"))?;
             HeadKind::Adapter(Adapter::load(folder, tch::Device::Cpu)?)
         } else {
-            let path = package.file(classifier.class_embeddings.as_deref().unwrap_or_default());
+            let path = checkpoints.join(classifier.class_embeddings.as_deref().unwrap_or_default());
             let tensor = read_tensors(&path)?.remove("class_embeddings");
             let tensor =
                 tensor.ok_or_else(|| Error::package(format!("'{}' has no class_embeddings", path.display())))?;
@@ -145,7 +145,7 @@ impl Head {
             HeadKind::Adapter(adapter) if adapter.config().input_channels as usize != dim => {
                 return Err(Error::package(format!(
                     "'{}' has an adapter for embeddings of length {}, but a model that makes {dim}: make the package again",
-                    package.dir.display(),
+                    checkpoints.display(),
                     adapter.config().input_channels
                 )));
             }
@@ -154,7 +154,7 @@ impl Head {
         if classes != Some(labels.len()) {
             return Err(Error::package(format!(
                 "'{}' has {} labels, but scores {} classes: make the package again",
-                package.dir.display(),
+                checkpoints.display(),
                 labels.len(),
                 classes.unwrap_or_default()
             )));
@@ -176,6 +176,11 @@ impl Head {
             return Ok(scores);
         }
         Err(Error::package("the package's weights give scores that are not finite: train it again"))
+    }
+
+    /// How many classes are told apart.
+    pub(super) fn classes(&self) -> usize {
+        self.labels.len()
     }
 
     fn ranked(&self, scores: &[f32]) -> Vec<Label> {

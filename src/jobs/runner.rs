@@ -24,6 +24,7 @@ use crate::config::parameters::Parameters;
 use crate::distributed::World;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::infer::device;
+use crate::package::PythonLoader;
 use crate::registry::{
     AssetKind, CachedStep, ErrorRecord, Lineage, NewVersion, OutputRecord, Reference, RunRecord, Selector, StepCache,
     StepRecord, StepStatus, Version, check_name, get, new_run_id, publish_all, step_lock,
@@ -46,6 +47,8 @@ pub struct RunOptions {
     pub credentials: Credentials,
     /// The file that this process's log goes to, where it is one of several.
     pub rank_log: Option<PathBuf>,
+    /// A Python with MLflow, whose loader must be able to use the packages that are made.
+    pub python: Option<PythonLoader>,
 }
 
 /// What a dry run says of one step.
@@ -281,6 +284,7 @@ impl Runner<'_> {
             run: (&self.record.run_id, name),
             continuation: &continuation,
             world: self.world,
+            python: self.options.python.as_ref(),
             earlier_output: self.earlier_output(name, step)?,
         };
         if matches!(step.parameters, Parameters::Finetune(_) | Parameters::Embed(_)) {

@@ -1,8 +1,11 @@
 //! `medtune.json`: what a package does and where its parts lie. All paths are relative to the checkpoints folder.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::manifest::safe_relative;
+use super::reader::read;
 use crate::error::{Error, Result};
 use crate::evaluation::Method;
 use crate::imaging::PixelContract;
@@ -148,6 +151,22 @@ impl PackageConfig {
             }
         }
         files
+    }
+
+    /// The label texts in class order, read from the folder of checkpoints that this configuration is of; empty for embeddings.
+    ///
+    /// # Errors
+    /// [`Package`](crate::ErrorKind::Package) naming the file, if it is missing or no JSON list of texts.
+    pub fn labels_in(&self, checkpoints: &Path) -> Result<Vec<String>> {
+        let Some(classifier) = &self.classifier else { return Ok(Vec::new()) };
+        let path = checkpoints.join(&classifier.labels);
+        let labels: Vec<String> = serde_json::from_slice(&read(&path)?).map_err(|e| {
+            Error::package(format!("'{}' is not a JSON list of label texts", path.display())).with_source(e)
+        })?;
+        if labels.is_empty() {
+            return Err(Error::package(format!("'{}' has no labels", path.display())));
+        }
+        Ok(labels)
     }
 }
 

@@ -7,16 +7,20 @@
 
 pub mod card;
 pub mod config;
+pub mod loader;
 pub mod manifest;
 mod mlmodel;
 mod reader;
 mod runtime;
+pub mod self_test;
 mod writer;
 
 pub use card::ModelCard;
 pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, Task};
+pub use loader::PythonLoader;
 pub use manifest::{FileEntry, Manifest};
 pub use reader::{Package, package_files, read_package, verify_package};
+pub use self_test::{Answers, Passed, SelfTest};
 pub use writer::{PackageSpec, write_package};
 
 /// The folder of weights and settings inside a package, which the MLflow loader is given.
@@ -27,3 +31,5 @@ pub const CONFIG_FILE: &str = "medtune.json";
 pub const MANIFEST_FILE: &str = "medtune-manifest.json";
 /// The upstream architecture configuration inside [`CHECKPOINTS`].
 pub const MODEL_CONFIG_FILE: &str = "config.yaml";
+/// The self-test at the package's top.
+pub const SELF_TEST_FILE: &str = "self-test.json";

@@ -100,21 +100,8 @@ impl Package {
     /// # Errors
     /// [`Package`](ErrorKind::Package) if the label file is not a JSON list of texts.
     pub fn labels(&self) -> Result<Vec<String>> {
-        labels(&self.checkpoints(), &self.config)
+        self.config.labels_in(&self.checkpoints())
     }
-}
-
-/// The label texts of a classifier under `checkpoints`; empty for embeddings.
-pub(super) fn labels(checkpoints: &Path, config: &PackageConfig) -> Result<Vec<String>> {
-    let Some(classifier) = &config.classifier else { return Ok(Vec::new()) };
-    let path = checkpoints.join(&classifier.labels);
-    let labels: Vec<String> = serde_json::from_slice(&read(&path)?).map_err(|e| {
-        Error::package(format!("'{}' is not a JSON list of label texts", path.display())).with_source(e)
-    })?;
-    if labels.is_empty() {
-        return Err(Error::package(format!("'{}' has no labels", path.display())));
-    }
-    Ok(labels)
 }
 
 /// Reads the configuration and manifest of the package in `dir` and checks that the files they name are there, by size.
@@ -203,7 +190,7 @@ fn read_manifest(dir: &Path) -> Result<(Manifest, String)> {
 }
 
 /// A missing part makes the package unusable, so it is a package error.
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| {
         let error = Error::io("read", path, e);
         if error.kind() == ErrorKind::NotFound { error.with_kind(ErrorKind::Package) } else { error }

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::package::{ModelCard, PackageSpec, write_package};
+use crate::package::{Answers, ModelCard, PackageSpec, SelfTest, write_package};
 
 fn config(kind: Option<&str>) -> PackageConfig {
     let classifier = kind.map_or(Value::Null, |kind| {
@@ -45,6 +45,11 @@ fn checkpoints() -> tempfile::TempDir {
     dir
 }
 
+fn self_test() -> SelfTest {
+    let answers = Answers { scaling_factor: Some(4.6), ..Answers::default() };
+    SelfTest::new(&[], Vec::new(), answers).unwrap()
+}
+
 fn written(kind: Option<&str>) -> tempfile::TempDir {
     let source = checkpoints();
     let out = tempfile::tempdir().unwrap();
@@ -55,7 +60,7 @@ fn written(kind: Option<&str>) -> tempfile::TempDir {
         card: ModelCard { title: "tiny".into(), created: Some(time::OffsetDateTime::UNIX_EPOCH), ..Default::default() },
         example_image: b"\xff\xd8\xff".to_vec(),
     };
-    write_package(&spec, out.path()).unwrap();
+    write_package(&spec, &self_test(), out.path()).unwrap();
     out
 }
 
@@ -181,10 +186,10 @@ fn does_not_write_over_anything_or_without_its_files() {
         card: ModelCard::default(),
         example_image: Vec::new(),
     };
-    assert_eq!(write_package(&spec, full.path()).unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(write_package(&spec, &self_test(), full.path()).unwrap_err().kind(), ErrorKind::Conflict);
     spec.config.weights = "vision_model/other.safetensors".into();
     let out = tempfile::tempdir().unwrap();
-    assert!(write_package(&spec, out.path()).unwrap_err().to_string().contains("other.safetensors"));
+    assert!(write_package(&spec, &self_test(), out.path()).unwrap_err().to_string().contains("other.safetensors"));
     spec.config.classifier = None;
     assert!(spec.config.validate().unwrap_err().to_string().contains("'classifier'"));
 }

@@ -14,7 +14,8 @@ use super::card::ModelCard;
 use super::config::{PackageConfig, Task};
 use super::manifest::{Manifest, hex, list_files};
 use super::mlmodel::{self, MlModel};
-use super::{CHECKPOINTS, CONFIG_FILE, MANIFEST_FILE, runtime};
+use super::self_test::SelfTest;
+use super::{CHECKPOINTS, CONFIG_FILE, MANIFEST_FILE, SELF_TEST_FILE, runtime};
 use crate::error::{Context, Error, Result};
 
 /// What a package is made of.
@@ -41,7 +42,7 @@ pub struct PackageSpec<'a> {
 /// [`Package`](crate::ErrorKind::Package) if the configuration is inconsistent, a file it names is missing, or the checkpoints
 /// hold a link; [`Conflict`](crate::ErrorKind::Conflict) if `out_dir` is not empty; [`Storage`](crate::ErrorKind::Storage) or
 /// [`NoSpace`](crate::ErrorKind::NoSpace) if something cannot be written.
-pub fn write_package(spec: &PackageSpec<'_>, out_dir: &Path) -> Result<()> {
+pub fn write_package(spec: &PackageSpec<'_>, self_test: &SelfTest, out_dir: &Path) -> Result<()> {
     let config = &spec.config;
     config.validate().context(|| format!("'{CONFIG_FILE}' of the new package"))?;
     for file in config.files() {
@@ -49,7 +50,7 @@ pub fn write_package(spec: &PackageSpec<'_>, out_dir: &Path) -> Result<()> {
             return Err(Error::package(format!("'{file}' is missing in '{}'", spec.checkpoints.display())));
         }
     }
-    let labels = super::reader::labels(spec.checkpoints, config)?;
+    let labels = config.labels_in(spec.checkpoints)?;
     fs::create_dir_all(out_dir).map_err(|e| Error::io("create", out_dir, e))?;
     if fs::read_dir(out_dir).map_err(|e| Error::io("list", out_dir, e))?.next().is_some() {
         return Err(Error::conflict(format!("'{}' is not empty: name a new folder", out_dir.display())));
@@ -78,6 +79,7 @@ pub fn write_package(spec: &PackageSpec<'_>, out_dir: &Path) -> Result<()> {
     write(&out_dir.join("requirements.txt"), &mlmodel::requirements(config.task))?;
     write(&out_dir.join("python_env.yaml"), &mlmodel::python_env())?;
     write(&out_dir.join("conda.yaml"), &mlmodel::conda(config.task))?;
+    write(&out_dir.join(SELF_TEST_FILE), &self_test.to_json()?)?;
     write(&out_dir.join("README.md"), &spec.card.text(config, &labels))?;
 
     // everything but MLmodel is there: its hashes are what the model's identity is made of

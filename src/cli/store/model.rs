@@ -5,10 +5,11 @@ use super::versions::registered;
 use super::versions::{VersionsVerb, find};
 use crate::cli::output;
 use crate::cli::place::Place;
+use crate::cli::python::PythonArgument;
 use crate::cli::register::{self, RegisterArguments};
 use crate::config::Environment;
 use crate::error::Result;
-use crate::package;
+use crate::package::{self, Passed, PythonLoader};
 use crate::registry::{AssetKind, open_local, verify_version};
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub(in crate::cli) enum ModelVerb {
         /// Seed of the weights.
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        #[command(flatten)]
+        python: PythonArgument,
         /// Print the version as JSON.
         #[arg(long)]
         json: bool,
@@ -43,14 +46,21 @@ pub(in crate::cli) enum ModelVerb {
         name: String,
         /// The package's folder, or a URI of it.
         folder: String,
+        #[command(flatten)]
+        python: PythonArgument,
         /// Print the version as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Hash every file of a version or package folder again.
+    /// Hash every file of a version or package folder again, and ask its model what its self-test asks.
     Verify {
         /// NAME@VERSION, or a folder.
         target: String,
+        /// Only hash: the model is not loaded.
+        #[arg(long)]
+        no_self_test: bool,
+        #[command(flatten)]
+        python: PythonArgument,
     },
     #[command(flatten)]
     Versions(VersionsVerb),
@@ -62,16 +72,18 @@ impl ModelVerb {
     pub(in crate::cli) fn run(self, store: &Place, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
-            ModelVerb::Init { name, config, label_texts, vocabulary, seed, json } => {
+            ModelVerb::Init { name, config, label_texts, vocabulary, seed, python, json } => {
+                let python = python.find(environment)?;
                 let request = crate::jobs::models::InitRequest { name, config, label_texts, vocabulary, seed };
                 let store = store.open()?;
-                registered(&store, crate::jobs::models::init_model(&store, &request)?, json)
+                registered(&store, crate::jobs::models::init_model(&store, &request, python.as_ref())?, json)
             }
             #[cfg(feature = "torch")]
-            ModelVerb::Import { name, folder, json } => {
+            ModelVerb::Import { name, folder, python, json } => {
+                let python = python.find(environment)?;
                 let folder = store.local(&folder)?;
                 let store = store.open()?;
-                let imported = crate::jobs::models::import_model(&store, &name, &folder)?;
+                let imported = crate::jobs::models::import_model(&store, &name, &folder, python.as_ref())?;
                 if let Some(report) = imported.report.filter(|_| !json) {
                     output::line(&report.summary())?;
                 }
@@ -79,22 +91,53 @@ impl ModelVerb {
             }
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(crate::cli::needs_torch()),
-            ModelVerb::Verify { target } => verify(store, &target),
+            ModelVerb::Verify { target, no_self_test, python } => {
+                let python = python.find(environment)?;
+                let folder = verify(store, &target)?;
+                if no_self_test { Ok(()) } else { ask(&folder, &target, python.as_ref()) }
+            }
             ModelVerb::Register(arguments) => register::run(arguments, store, environment),
             ModelVerb::Versions(verb) => verb.run(AssetKind::Model, store),
         }
     }
 }
 
-fn verify(store: &Place, target: &str) -> Result<()> {
+/// The folder of a version or package whose files are as they were written.
+fn verify(store: &Place, target: &str) -> Result<PathBuf> {
     let folder = Path::new(target);
-    if folder.is_dir() {
-        package::verify_package(folder)?;
-        return output::line(&format!("{target}: every file is as it was written"));
+    let folder = if folder.is_dir() {
+        folder.to_owned()
+    } else {
+        let store = store.open_existing()?;
+        let version = find(&store, AssetKind::Model, target)?;
+        verify_version(&store, &version)?;
+        open_local(&store, &version)?
+    };
+    package::verify_package(&folder)?;
+    output::line(&format!("{target}: every file is as it was written"))?;
+    Ok(folder)
+}
+
+/// Asks the model in a package what its self-test asks, in every way that this program can.
+fn ask(folder: &Path, target: &str, python: Option<&PythonLoader>) -> Result<()> {
+    #[cfg(feature = "torch")]
+    let passed = crate::jobs::self_test::check(&package::read_package(folder)?, python)?;
+    #[cfg(not(feature = "torch"))]
+    let passed = by_loader_alone(folder, python)?;
+    match passed {
+        None => {
+            output::line(&format!("{target}: it has no self-test, which packages of earlier versions of medtune lack"))
+        }
+        Some(passed) => passed.iter().try_for_each(|Passed { by, difference }| {
+            output::line(&format!("{target}: self-test passed by {by}, largest difference {difference:.1e}"))
+        }),
     }
-    let store = store.open_existing()?;
-    let version = find(&store, AssetKind::Model, target)?;
-    verify_version(&store, &version)?;
-    package::verify_package(&open_local(&store, &version)?)?;
-    output::line(&format!("{}: every file is as it was written", version.reference()))
+}
+
+#[cfg(not(feature = "torch"))]
+fn by_loader_alone(folder: &Path, python: Option<&PythonLoader>) -> Result<Option<Vec<Passed>>> {
+    tracing::warn!("self-test: this medtune was built without libtorch and has not computed the answers");
+    let Some(test) = package::SelfTest::read(folder)? else { return Ok(None) };
+    let found = python.map(|python| python.check(folder, &test)).transpose()?.flatten();
+    Ok(Some(found.into_iter().collect()))
 }

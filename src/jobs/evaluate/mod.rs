@@ -175,5 +175,6 @@ fn load(package: &Package, kind: ClassifierKind, labels: &Labels, test: &Embeddi
         )));
     }
     let scale = read_tensor(&package.weights(), "logit_scale")?;
-    Head::read(package, scale.f_double_value(&[]).map_err(crate::model::engine)?, test.dim())
+    let scale = scale.f_double_value(&[]).map_err(crate::model::engine)?;
+    Head::read((&package.checkpoints(), &package.config), scale, test.dim())
 }

@@ -1,0 +1,22 @@
+//! The Python that packages are tried with.
+
+use crate::config::Environment;
+use crate::error::Result;
+use crate::package::PythonLoader;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PythonArgument {
+    /// A Python with MLflow: it must load each package and answer its self-test, too, before the package is published.
+    #[arg(long, env = "MEDTUNE_PYTHON", value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+}
+
+impl PythonArgument {
+    /// That Python, after a look at whether it can load packages.
+    pub(super) fn find(&self, environment: &Environment) -> Result<Option<PythonLoader>> {
+        // an empty variable is as good as none
+        let given = self.python.as_ref().filter(|program| !program.as_os_str().is_empty());
+        given.map(|program| PythonLoader::find(program, environment)).transpose()
+    }
+}
