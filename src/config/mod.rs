@@ -4,6 +4,7 @@
 //! is passed in (nothing else reads the process's variables), `--set` overrides are applied, and the result is built into
 //! typed values. An unknown key is an error that names the nearest known one.
 
+pub mod adapter;
 pub mod compute;
 pub mod embedding;
 pub mod evaluation;

@@ -1,5 +1,6 @@
 //! The parameters of each job kind, with the contract's names and defaults.
 
+use super::adapter::AdapterParameters;
 use super::embedding::EmbedParameters;
 use super::evaluation::EvaluateParameters;
 use super::prompts;
@@ -235,69 +236,6 @@ impl FinetuneParameters {
             )));
         }
         self.prompt_templates.validate()
-    }
-}
-
-/// What a best adapter epoch is chosen by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TrackMetric {
-    /// Validation accuracy.
-    Acc,
-    /// Validation macro one-versus-rest area under the ROC curve.
-    Auc,
-}
-
-/// Parameters of Adapter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdapterParameters {
-    /// Channels of the convolutions.
-    pub hidden_dimensions: usize,
-    /// Length of an embedding; taken from the embeddings when left out, and checked against them when given.
-    pub input_channels: Option<usize>,
-    /// Rows a training step.
-    pub train_dataloader_batch_size: usize,
-    /// Rows a validation pass.
-    pub validation_dataloader_batch_size: usize,
-    /// AdamW learning rate.
-    pub learning_rate: f64,
-    /// Passes over the training rows.
-    pub max_epochs: usize,
-    /// What the best epoch is chosen by.
-    pub track_metric: TrackMetric,
-    /// Seed of the weights and the order of rows.
-    pub seed: u64,
-    /// What becomes of validation images that are training images too.
-    pub repeated: InTwoSets,
-}
-
-impl Default for AdapterParameters {
-    fn default() -> Self {
-        AdapterParameters {
-            hidden_dimensions: 512,
-            input_channels: None,
-            train_dataloader_batch_size: 8,
-            validation_dataloader_batch_size: 1,
-            learning_rate: 3e-4,
-            max_epochs: 10,
-            track_metric: TrackMetric::Acc,
-            seed: 42,
-            repeated: InTwoSets::default(),
-        }
-    }
-}
-
-impl AdapterParameters {
-    fn validate(&self) -> Result<()> {
-        in_range("hidden_dimensions", self.hidden_dimensions as u64, 1, 65_536)?;
-        in_range("train_dataloader_batch_size", self.train_dataloader_batch_size as u64, 1, 1 << 20)?;
-        in_range("validation_dataloader_batch_size", self.validation_dataloader_batch_size as u64, 1, 1 << 20)?;
-        in_range("max_epochs", self.max_epochs as u64, 1, 1 << 20)?;
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            return Err(Error::config(format!("parameters.learning_rate: {} must be over 0", self.learning_rate)));
-        }
-        Ok(())
     }
 }
 

@@ -86,7 +86,7 @@ fn body(kind: Kind, generator: &mut SchemaGenerator) -> Map<String, Value> {
         Kind::Prepare => generator.subschema_for::<parameters::PrepareParameters>(),
         Kind::Finetune => generator.subschema_for::<parameters::FinetuneParameters>(),
         Kind::Embed => generator.subschema_for::<super::embedding::EmbedParameters>(),
-        Kind::Adapter => generator.subschema_for::<parameters::AdapterParameters>(),
+        Kind::Adapter => generator.subschema_for::<super::adapter::AdapterParameters>(),
         Kind::Assemble => generator.subschema_for::<parameters::AssembleParameters>(),
         Kind::Evaluate => generator.subschema_for::<evaluation::EvaluateParameters>(),
         Kind::Pipeline => json_schema_any(),

@@ -17,6 +17,8 @@ use tch::{Device, Kind, Tensor};
 
 /// File of the parameters inside an adapter's folder.
 pub const WEIGHTS_FILE: &str = "adapter.safetensors";
+/// The weights as the original's training writes them.
+pub const IMPORTED_FILE: &str = "best_metric_model.pth";
 /// File of [`AdapterConfig`] inside an adapter's folder.
 pub const CONFIG_FILE: &str = "config.json";
 
@@ -122,22 +124,51 @@ impl Adapter {
             .map_err(|e| Error::package(format!("'{}' is not an adapter configuration: {e}", path.display())))?;
         config.check().map_err(|e| e.with_kind(crate::ErrorKind::Package).context(path.display()))?;
         let path = dir.join(WEIGHTS_FILE);
-        let mut found = read(&path, device)?;
+        Adapter::of(config, read(&path, device)?, &format!("'{}'", path.display()))
+    }
+
+    /// Reads the original's `best_metric_model.pth`, a flat state dict with the same names; the sizes are those of its tensors. Nothing
+    /// is unpickled.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] when it is not there; [`crate::ErrorKind::Package`] for another file, or parameters that are no
+    /// adapter's.
+    pub fn import(path: &Path) -> Result<Adapter> {
+        let found: BTreeMap<String, Tensor> = super::weights::read_foreign_tensors(path)?
+            .into_iter()
+            .map(|(name, tensor)| (name.strip_prefix("module.").unwrap_or(&name).to_owned(), tensor))
+            .collect();
+        let length = |name: &str, dimension: usize| {
+            let length = found.get(name).and_then(|tensor| tensor.size().get(dimension).copied());
+            length
+                .ok_or_else(|| Error::package(format!("'{}' has no parameter '{name}' of an adapter", path.display())))
+        };
+        let config = AdapterConfig {
+            input_channels: length("vision_embd.0.weight", 1)?,
+            hidden_dimensions: length("retrieval_conv.0.weight", 0)?,
+            classes: length("prediction_head.0.weight", 0)?,
+        };
+        config.check().map_err(|e| e.with_kind(crate::ErrorKind::Package).context(path.display()))?;
+        Adapter::of(config, found, &format!("'{}'", path.display()))
+    }
+
+    /// An adapter of all the tensors of `source`.
+    fn of(config: AdapterConfig, mut found: BTreeMap<String, Tensor>, source: &str) -> Result<Adapter> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.shapes() {
             let Some(tensor) = found.remove(name) else {
-                return Err(Error::package(format!("'{}' has no parameter '{name}'", path.display())));
+                return Err(Error::package(format!("{source} has no parameter '{name}'")));
             };
             if tensor.size() != shape {
-                let (file, have) = (path.display(), tensor.size());
+                let have = tensor.size();
                 return Err(Error::package(format!(
-                    "'{file}': '{name}' has shape {have:?}, {CONFIG_FILE} says {shape:?}"
+                    "{source}: '{name}' has shape {have:?}, an adapter of these sizes {shape:?}"
                 )));
             }
             tensors.insert(name.to_owned(), tensor);
         }
         if let Some(name) = found.keys().next() {
-            return Err(Error::package(format!("'{}' has an unexpected parameter '{name}'", path.display())));
+            return Err(Error::package(format!("{source} has an unexpected parameter '{name}'")));
         }
         Ok(Adapter { config, tensors })
     }
@@ -152,6 +183,14 @@ impl Adapter {
         let text = serde_json::to_string_pretty(&self.config)
             .map_err(|e| Error::internal("cannot write an adapter configuration").with_source(e))?;
         std::fs::write(&path, text + "\n").map_err(|e| Error::io("write", &path, e))
+    }
+
+    /// The same network with other weights, all of them.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Package`] for a name that is missing or too many, or another shape.
+    pub fn with(&self, weights: Vec<(String, Tensor)>) -> Result<Adapter> {
+        Adapter::of(self.config, weights.into_iter().collect(), "the weights")
     }
 
     /// The sizes.

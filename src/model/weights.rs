@@ -83,6 +83,15 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     archive.entries.iter().map(|entry| Ok((entry.name.clone(), archive.load(entry)?))).collect()
 }
 
+/// The tensors of a safetensors file or of a flat PyTorch state dict, in f32 on the CPU. Nothing is unpickled.
+///
+/// # Errors
+/// As [`read_tensors`]; also for a state dict that holds anything but tensors.
+pub fn read_foreign_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let archive = Archive::open(path, true)?;
+    archive.entries.iter().map(|entry| Ok((entry.name.clone(), archive.load(entry)?))).collect()
+}
+
 /// Copies tensors of a safetensors file into `targets` of the same names, one at a time; others in the file are left out.
 ///
 /// # Errors

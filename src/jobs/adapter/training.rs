@@ -1,0 +1,242 @@
+//! The training of an adapter, epoch by epoch.
+//!
+//! Guarantees: the same parameters and rows make the same weights on the same machine, whether the training was stopped in between or not; the weights
+//! that are kept are those of the best epoch, the earliest of equal ones; nothing is chosen by anything but the validation rows.
+
+use super::super::StepContext;
+use super::super::labelled::LabelledEmbeddings;
+use super::checkpoint::{Checkpoint, Done, Tensors, copies};
+use crate::config::adapter::{AdapterParameters, TrackMetric};
+use crate::data::Labels;
+use crate::error::{Error, ErrorKind, Result};
+use crate::evaluation::{Extras, Labelled, Method, Scores, evaluate_method};
+use crate::imaging::SampleRng;
+use crate::model::adapter::Adapter;
+use crate::model::engine;
+use crate::registry::{Earlier, Series, SeriesFolder};
+use crate::telemetry::Progress;
+use crate::telemetry::stop::StopSignal;
+use crate::train::optimizer::{AdamW, Rules, Settings};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// AdamW's weight decay, as the original has it.
+const WEIGHT_DECAY: f64 = 0.01;
+/// Rows of a validation pass are independent: passes of at least so many.
+const VALIDATION_ROWS: usize = 256;
+/// A checkpoint is written after the first epoch that ends so long after the last one.
+const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(60);
+
+/// One epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Epoch {
+    /// From 1.
+    pub(super) epoch: usize,
+    /// Mean over the training rows.
+    loss: f64,
+    /// Accuracy on the validation rows.
+    acc: f64,
+    /// Area under the ROC curve on the validation rows, macro, one versus rest.
+    auc: Option<f64>,
+}
+
+/// The best epoch so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Best {
+    pub(super) epoch: usize,
+    pub(super) value: f64,
+}
+
+/// What a training came to.
+pub(super) struct Trained {
+    pub(super) curve: Vec<Epoch>,
+    pub(super) best: Best,
+    /// The weights of the best epoch.
+    pub(super) weights: Tensors,
+    /// Whether it ended before `max_epochs`.
+    pub(super) stopped_early: bool,
+}
+
+/// A training: what it reads, and where it stands.
+pub(super) struct Training<'a> {
+    parameters: &'a AdapterParameters,
+    adapter: &'a Adapter,
+    optimizer: AdamW,
+    device: Device,
+    /// [rows, dim] and [rows].
+    train: (Tensor, Tensor),
+    validation: &'a LabelledEmbeddings,
+    labels: &'a Labels,
+    /// Factors on the loss of each class, [classes].
+    class_weights: Option<Tensor>,
+    checkpoint: Checkpoint,
+    series: Series,
+    stop: StopSignal,
+    done: Done,
+}
+
+impl<'a> Training<'a> {
+    /// A training that begins, or goes on after the last epoch of one that was stopped.
+    pub(super) fn new(
+        context: &StepContext<'_>,
+        parameters: &'a AdapterParameters,
+        (adapter, device): (&'a Adapter, Device),
+        (train, validation): (&LabelledEmbeddings, &'a LabelledEmbeddings),
+        (labels, class_weights): (&'a Labels, Option<Vec<f32>>),
+    ) -> Result<Training<'a>> {
+        let settings = Settings { lr: parameters.learning_rate, weight_decay: WEIGHT_DECAY, ..Settings::default() };
+        let optimizer = AdamW::new(&adapter.parameters(), settings, &Rules::default())?;
+        let there = |tensor: tch::Tensor| tensor.f_to_device(device);
+        let shape = [train.embeddings.rows() as i64, train.embeddings.dim() as i64];
+        let features = Tensor::f_from_slice(&train.embeddings.table.features).and_then(|t| there(t.f_view(shape)?));
+        let classes: Vec<i64> = train.classes.iter().map(|&c| c as i64).collect();
+        let classes = Tensor::f_from_slice(&classes).and_then(there).map_err(engine)?;
+        let class_weights =
+            class_weights.map(|w| Tensor::f_from_slice(&w).and_then(there)).transpose().map_err(engine)?;
+        let checkpoint = Checkpoint::new(context)?;
+        let resumed = checkpoint.read((adapter, &optimizer), parameters.max_epochs)?;
+        let done = resumed.unwrap_or_default();
+        if let Some(last) = done.curve.last() {
+            tracing::info!(epoch = last.epoch, "going on after the last epoch of an earlier run");
+        }
+        let place = SeriesFolder::new(context.store, context.run.0, context.run.1)?;
+        let earlier = Earlier { text: done.series.as_bytes(), step: done.curve.len() as u64 };
+        let series = Series::open(Some(place), &context.folder("series")?, Some(earlier))?;
+        Ok(Training {
+            parameters,
+            adapter,
+            optimizer,
+            device,
+            train: (features.map_err(engine)?, classes),
+            validation,
+            labels,
+            class_weights,
+            checkpoint,
+            series,
+            stop: StopSignal::listen()?,
+            done,
+        })
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Preempted`] when it was asked to stop, after a checkpoint; [`ErrorKind::Config`] when the loss is not finite;
+    /// [`ErrorKind::Data`] when the validation rows have no value of the tracked metric.
+    pub(super) fn run(mut self) -> Result<Trained> {
+        let epochs = self.parameters.max_epochs;
+        let progress = Progress::new("adapter", epochs as u64, "epochs").starting_at(self.done.curve.len() as u64);
+        let mut saved = Instant::now();
+        while self.done.curve.len() < epochs && !self.is_stale() {
+            // what a stop in the middle of an epoch goes back to
+            let before = self.checkpoint.begin((self.adapter, &self.optimizer))?;
+            let epoch = self.done.curve.len() + 1;
+            let Some(loss) = self.epoch(epoch)? else {
+                return Err(self.preempted(before));
+            };
+            let done = self.validate(epoch, loss)?;
+            progress.advance(1, &format!("loss {loss:.3}"));
+            self.series.write(
+                epoch as u64,
+                &json!({ "loss": done.loss, "acc": done.acc, "auc": done.auc }),
+                &json!({}),
+            )?;
+            self.done.curve.push(done);
+            if saved.elapsed() >= BETWEEN_CHECKPOINTS {
+                let now = self.checkpoint.begin((self.adapter, &self.optimizer))?;
+                if let Err(error) = self.checkpoint.write(now, &self.done, self.series.text()) {
+                    tracing::warn!(%error, "a checkpoint could not be kept; training goes on");
+                }
+                saved = Instant::now();
+            }
+        }
+        let stopped_early = self.done.curve.len() < epochs;
+        let (best, weights) = self.done.best.ok_or_else(|| Error::internal("training without an epoch"))?;
+        tracing::info!(epoch = best.epoch, value = best.value, stopped_early, "best adapter chosen");
+        Ok(Trained { curve: self.done.curve, best, weights, stopped_early })
+    }
+
+    /// Whether so many epochs were no better than the best one that more are not worth while.
+    fn is_stale(&self) -> bool {
+        let since = self.done.best.as_ref().map_or(0, |(best, _)| self.done.curve.len() - best.epoch);
+        self.parameters.early_stopping_patience.is_some_and(|patience| since >= patience)
+    }
+
+    /// One pass over the training rows: the mean loss; `None` when it was asked to stop.
+    fn epoch(&mut self, epoch: usize) -> Result<Option<f64>> {
+        let (features, classes) = &self.train;
+        let rows = classes.numel();
+        let mut order: Vec<i64> = (0..rows as i64).collect();
+        SampleRng::new(self.parameters.seed, epoch as u64, u64::MAX).shuffle(&mut order);
+        let mut total = 0.0;
+        for batch in order.chunks(self.parameters.train_dataloader_batch_size) {
+            if self.stop.requested().is_some() {
+                return Ok(None);
+            }
+            let step = || {
+                let index = Tensor::f_from_slice(batch)?.f_to_device(self.device)?;
+                Ok((features.f_index_select(0, &index)?, classes.f_index_select(0, &index)?))
+            };
+            let (x, y): (Tensor, Tensor) = step().map_err(engine)?;
+            self.optimizer.zero_grad()?;
+            let logits = self.adapter.forward(&x)?;
+            let loss = logits
+                .f_cross_entropy_loss(&y, self.class_weights.as_ref(), tch::Reduction::Mean, -100, 0.0)
+                .and_then(|l| l.f_backward().map(|()| l))
+                .map_err(engine)?;
+            total +=
+                loss.f_to_kind(Kind::Double).and_then(|l| l.f_double_value(&[])).map_err(engine)? * batch.len() as f64;
+            self.optimizer.step(|base| base)?;
+        }
+        let loss = total / rows as f64;
+        if !loss.is_finite() {
+            return Err(Error::config(format!("the loss is {loss} in epoch {epoch}: lower parameters.learning_rate")));
+        }
+        Ok(Some(loss))
+    }
+
+    /// What the weights are worth on the validation rows; they are kept when they are the best so far.
+    fn validate(&mut self, epoch: usize, loss: f64) -> Result<Epoch> {
+        let table = &self.validation.embeddings.table;
+        let rows = self.parameters.validation_dataloader_batch_size.max(VALIDATION_ROWS);
+        let mut probabilities = Vec::with_capacity(self.validation.classes.len() * self.labels.len());
+        for batch in table.features.chunks(rows * self.validation.embeddings.dim()) {
+            probabilities.extend(self.adapter.predict(batch)?);
+        }
+        let scores = Scores::from_f32(&probabilities, self.labels.len())?;
+        let labelled = Labelled::new(&scores, &self.validation.classes)?;
+        let report = evaluate_method(Method::Adapter, None, labelled, self.labels.texts(), Extras::default())?;
+        let (acc, auc) = (report.argmax.accuracy, report.mauc);
+        let value = match self.parameters.track_metric {
+            TrackMetric::Acc => acc,
+            TrackMetric::Auc => auc.ok_or_else(|| {
+                Error::data(
+                    "validation_text_tsv: the area under the ROC curve needs rows of two classes; track acc instead",
+                )
+            })?,
+        };
+        if self.done.best.as_ref().is_none_or(|(best, _)| value > best.value) {
+            self.done.best = Some((Best { epoch, value }, copies(&self.adapter.parameters())?));
+        }
+        Ok(Epoch { epoch, loss, acc, auc })
+    }
+
+    /// Saves what was there before the epoch that is cut short, and says why the run ends.
+    fn preempted(&self, before: Tensors) -> Error {
+        let (epochs, all) = (self.done.curve.len(), self.parameters.max_epochs);
+        let signal = self.stop.requested().unwrap_or("a signal");
+        match self.checkpoint.write(before, &self.done, self.series.text()) {
+            Ok(()) => Error::new(
+                ErrorKind::Preempted,
+                format!(
+                    "stopped by {signal} after epoch {epochs} of {all}, with a checkpoint: run the same job again to go on there"
+                ),
+            ),
+            Err(error) => {
+                error.context(format!("stopped by {signal} after epoch {epochs}, and no checkpoint could be saved"))
+            }
+        }
+    }
+}
