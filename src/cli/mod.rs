@@ -164,6 +164,7 @@ impl Verb {
         match self {
             Verb::Run(arguments) => !arguments.dry_run,
             Verb::Predict(_) => true,
+            Verb::Model(verb) => verb.computes(),
             _ => false,
         }
     }

@@ -3,7 +3,7 @@
 use crate::config::Environment;
 use crate::error::Result;
 use crate::package::PythonLoader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PythonArgument {
@@ -13,10 +13,10 @@ pub(super) struct PythonArgument {
 }
 
 impl PythonArgument {
-    /// That Python, after a look at whether it can load packages.
-    pub(super) fn find(&self, environment: &Environment) -> Result<Option<PythonLoader>> {
+    /// That Python, after a look at whether it can load packages; its scratch files go into `work_folder`.
+    pub(super) fn find(&self, environment: &Environment, work_folder: Option<&Path>) -> Result<Option<PythonLoader>> {
         // an empty variable is as good as none
         let given = self.python.as_ref().filter(|program| !program.as_os_str().is_empty());
-        given.map(|program| PythonLoader::find(program, environment)).transpose()
+        given.map(|program| PythonLoader::find(program, environment, work_folder)).transpose()
     }
 }

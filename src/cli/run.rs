@@ -4,6 +4,7 @@ use super::place::Place;
 use super::{PredictArguments, RunArguments, output, store};
 use crate::config::Environment;
 use crate::config::compute::Compute;
+use crate::config::kinds::Kind;
 use crate::config::mlflow::Credentials;
 use crate::distributed::{self, Ended, Membership, World};
 use crate::error::{Error, Result};
@@ -35,9 +36,15 @@ pub(super) fn let_idle_threads_sleep(environment: &Environment) {
 
 pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environment) -> Result<()> {
     let mut job = place.load_job(&arguments.job, &arguments.set, environment)?;
-    let python = arguments.python.find(environment)?;
     let store = place.open_for(&job, arguments.dry_run)?;
+    // asked early, where packages are made
+    let packages = job.steps().iter().any(|(_, step)| matches!(step.kind, Kind::Finetune | Kind::Assemble));
+    let python = || match packages {
+        true => arguments.python.find(environment, arguments.work_dir.as_deref()),
+        false => Ok(None),
+    };
     if arguments.dry_run {
+        python()?;
         let plans = jobs::plan(&store, &job)?;
         if arguments.json {
             return output::json(&plans);
@@ -81,7 +88,9 @@ pub(super) fn run(arguments: RunArguments, place: &Place, environment: &Environm
             own_log = Some(log);
         }
     }
-    let options = RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir, credentials, rank_log, python };
+    let python = if membership.as_ref().is_none_or(|membership| membership.rank == 0) { python()? } else { None };
+    let options =
+        RunOptions { rerun: arguments.rerun, work_folder: arguments.work_dir.clone(), credentials, rank_log, python };
     let world = membership.as_ref().map_or_else(|| Ok(World::alone()), World::join)?;
     if !world.is_first() {
         let followed = jobs::follow(&store, &job, &options, &world);

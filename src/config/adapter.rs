@@ -65,6 +65,11 @@ impl AdapterParameters {
         if let Some(patience) = self.early_stopping_patience {
             in_range("early_stopping_patience", patience as u64, 1, 1 << 20)?;
         }
+        if self.train_dataloader_batch_size == 1 && self.class_weights != ClassWeights::None {
+            return Err(Error::config(
+                "parameters.class_weights: they weigh the rows of a batch against one another, and train_dataloader_batch_size is 1: give a larger one",
+            ));
+        }
         self.class_weights.validate()
     }
 }
@@ -79,7 +84,7 @@ pub enum TrackMetric {
     Auc,
 }
 
-/// How much each class counts in the loss: cross entropy's factor on the rows of a class.
+/// How much each class counts in the loss of a batch, relative to the others in it: `weight` of PyTorch's cross entropy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClassWeights {
@@ -96,10 +101,12 @@ pub enum ClassWeights {
 impl ClassWeights {
     fn validate(&self) -> Result<()> {
         let ClassWeights::ByLabel(weights) = self else { return Ok(()) };
-        match weights.iter().find(|(_, weight)| !(weight.is_finite() && **weight > 0.0)) {
+        // as it will be used
+        let usable = |weight: f64| (weight as f32).is_normal() && weight > 0.0;
+        match weights.iter().find(|(_, weight)| !usable(**weight)) {
             None => Ok(()),
             Some((label, weight)) => Err(Error::config(format!(
-                "parameters.class_weights: {weight} for '{label}' must be over 0; leave out a label that counts once"
+                "parameters.class_weights: {weight} for '{label}' must be a number over 0 that f32 holds; leave out a label that counts once"
             ))),
         }
     }
@@ -161,7 +168,7 @@ mod tests {
             good.validate().unwrap();
         }
         assert!(parsed("even").unwrap_err().to_string().contains("none, balanced, or a factor"));
-        for bad in ["{melanoma: 0}", "{melanoma: -1}", "{melanoma: .nan}"] {
+        for bad in ["{melanoma: 0}", "{melanoma: -1}", "{melanoma: .nan}", "{melanoma: 1e39}", "{melanoma: 1e-50}"] {
             assert!(parsed(bad).unwrap().validate().unwrap_err().to_string().contains("melanoma"));
         }
     }

@@ -112,7 +112,11 @@ const ADAPTER_OUT: &[Port] = &[port("adapter", Folder, "adapter.safetensors, its
 const ASSEMBLE_IN: &[Port] = &[
     port("mlflow_model_path", Model, "the embedding model package"),
     port("label_file", File, "one label text a line"),
-    optional("adapter", Folder, "output of Adapter; without it the classifier is zero-shot"),
+    optional(
+        "adapter",
+        Folder,
+        "output of Adapter, or a folder with best_metric_model.pth; without it the classifier is zero-shot",
+    ),
     optional(
         "report",
         Folder,

@@ -81,12 +81,13 @@ impl Encoder {
     /// [`Encoder::load`], which has layers of its own, so that either can be held against the other.
     ///
     /// # Errors
-    /// As [`Encoder::load`].
+    /// As [`Encoder::load`]; [`crate::ErrorKind::Package`] naming a parameter that is not finite.
     pub fn plain(checkpoints: &Path, package: &PackageConfig) -> Result<Encoder> {
         let config = read_model_config(&checkpoints.join(MODEL_CONFIG_FILE))?;
         let tokenizer = Tokenizer::load(&checkpoints.join(&package.tokenizer))?;
         check_vocabulary(&tokenizer, &config)?;
         let params = weights::read(&checkpoints.join(&package.weights), &config)?;
+        weights::check_finite(params.iter(), &package.weights)?;
         Encoder::over(&params, config, tokenizer, package.pixels.clone(), Device::Cpu)
     }
 

@@ -8,7 +8,7 @@ use crate::data::Labels;
 use crate::error::{Error, Result};
 use crate::imaging::PixelContract;
 use crate::infer::{Encoder, device};
-use crate::model::adapter::{Adapter, IMPORTED_FILE};
+use crate::model::adapter::{Adapter, IMPORTED_FILE, WEIGHTS_FILE};
 use crate::model::weights::write_tensors;
 use crate::package::{ClassifierConfig, ClassifierKind, ModelCard, Package, PackageSpec, Task, package_files};
 use crate::registry::AssetKind;
@@ -148,7 +148,16 @@ fn check_origin(folder: &Path, base: &Package, labels: &Labels) -> Result<()> {
 
 fn read_adapter(folder: &Path, labels: &Labels, parameters: &AssembleParameters) -> Result<Adapter> {
     let imported = folder.join(IMPORTED_FILE);
-    let adapter = if imported.is_file() { Adapter::import(&imported)? } else { Adapter::load(folder, Device::Cpu)? };
+    let adapter = match (imported.is_file(), folder.join(WEIGHTS_FILE).is_file()) {
+        (true, true) => {
+            return Err(Error::data(format!(
+                "input adapter: '{}' holds both {IMPORTED_FILE} and {WEIGHTS_FILE}; leave the one that is meant",
+                folder.display()
+            )));
+        }
+        (true, false) => Adapter::import(&imported)?,
+        (false, _) => Adapter::load(folder, Device::Cpu)?,
+    };
     let mismatch = |what: &str, asked: usize, has: usize| {
         Error::config(format!("parameters.{what}: {asked}, but the adapter was trained with {has}; leave it out"))
     };

@@ -120,11 +120,17 @@ pub struct Imported {
 
 /// Registers a model package that somebody else made: a medtune package as it is, or the published MedImageInsight package,
 /// or a folder with `config.yaml`, `vision_model/` and `language_model/`. Older parameter names are translated, and a flat
-/// PyTorch state dict becomes safetensors. The version's metadata and the package's provenance keep the report.
+/// PyTorch state dict becomes safetensors. The version's metadata and the package's provenance keep the report. What is made passes its self-test,
+/// by the loader in `python` too; a medtune package, which has one, only where `tested` says so.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
-pub fn import_model(store: &Store, name: &str, folder: &Path, python: Option<&PythonLoader>) -> Result<Imported> {
+pub fn import_model(
+    store: &Store,
+    name: &str,
+    folder: &Path,
+    (tested, python): (bool, Option<&PythonLoader>),
+) -> Result<Imported> {
     fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
@@ -134,7 +140,9 @@ pub fn import_model(store: &Store, name: &str, folder: &Path, python: Option<&Py
         if let Some(version) = existing {
             return Ok(Imported { version, new: false, report: None });
         }
-        if self_test::check(&package, python)?.is_none() {
+        if !tested {
+            tracing::warn!("the package is taken without its self-test");
+        } else if self_test::check(&package, python)?.is_none() {
             tracing::warn!("the package has no self-test: it is of an earlier medtune");
         }
         let files = (package_files(folder)?, json!({ "task": package.config.task }));

@@ -8,6 +8,8 @@ use super::predict::Head;
 use crate::error::{Context, Result};
 use crate::imaging::{RgbImage, encode_jpeg};
 use crate::infer::Encoder;
+use crate::model::weights;
+use crate::package::self_test::OURSELVES;
 use crate::package::{
     Answers, Package, PackageConfig, PackageSpec, Passed, PythonLoader, SelfTest, Task, read_package, write_package,
 };
@@ -35,14 +37,18 @@ pub(super) fn write_checked(spec: &PackageSpec<'_>, folder: &Path, python: Optio
 /// [`crate::ErrorKind::Package`], naming the image or text, where an answer is not the expected one, or when MLflow cannot use the package.
 pub fn check(package: &Package, python: Option<&PythonLoader>) -> Result<Option<Vec<Passed>>> {
     let Some(test) = SelfTest::read(&package.dir)? else { return Ok(None) };
+    medtune_native::tune_allocator();
     let answered = || {
         let encoder = Encoder::load(package, Device::Cpu)?;
         answers(&encoder, (&package.checkpoints(), &package.config), &test.decoded()?, &test.texts)
     };
     let found = answered().and_then(|found| test.compare(&found)).context(|| "self-test")?;
-    let mut passed = vec![Passed { by: "medtune".to_owned(), difference: found }];
+    let mut passed = vec![Passed { by: OURSELVES.to_owned(), difference: found }];
     if let Some(python) = python {
-        passed.extend(python.check(&package.dir, &test)?);
+        match python.check(&package.dir, &test)? {
+            Some(found) => passed.push(found),
+            None => tracing::warn!("self-test: MLflow was not asked: {}", crate::package::loader::NOT_OURS),
+        }
     }
     for Passed { by, difference } in &passed {
         tracing::info!(%by, difference = %format!("{difference:.1e}"), "self-test passed");
@@ -57,7 +63,15 @@ fn make(checkpoints: &Path, config: &PackageConfig) -> Result<SelfTest> {
         Task::Embeddings => TEXTS.map(str::to_owned).to_vec(),
         Task::Classification => Vec::new(),
     };
+    medtune_native::tune_allocator();
     let encoder = Encoder::plain(checkpoints, config)?;
+    // what no image or text of the test comes by is served, too
+    if let Some(classifier) = &config.classifier {
+        for file in [&classifier.class_embeddings, &classifier.adapter].into_iter().flatten() {
+            let tensors = weights::read_tensors(&checkpoints.join(file))?;
+            weights::check_finite(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), file)?;
+        }
+    }
     let expected = answers(&encoder, (checkpoints, config), &images, &texts)?;
     SelfTest::new(&images, texts, expected)
 }

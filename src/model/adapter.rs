@@ -6,6 +6,7 @@
 //! of each convolution acts; the other taps are kept for checkpoints to interchange.
 
 use crate::error::{Error, Result};
+use crate::model::archive::Archive;
 use crate::model::engine;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -134,14 +135,18 @@ impl Adapter {
     /// [`crate::ErrorKind::NotFound`] when it is not there; [`crate::ErrorKind::Package`] for another file, or parameters that are no
     /// adapter's.
     pub fn import(path: &Path) -> Result<Adapter> {
-        let found: BTreeMap<String, Tensor> = super::weights::read_foreign_tensors(path)?
-            .into_iter()
-            .map(|(name, tensor)| (name.strip_prefix("module.").unwrap_or(&name).to_owned(), tensor))
-            .collect();
+        let archive = Archive::open(path, true)?;
+        let source = format!("'{}'", path.display());
+        let mut found = BTreeMap::new();
+        for entry in &archive.entries {
+            let name = entry.name.strip_prefix("module.").unwrap_or(&entry.name);
+            if found.insert(name.to_owned(), entry).is_some() {
+                return Err(Error::package(format!("{source} has the parameter '{name}' under two names")));
+            }
+        }
         let length = |name: &str, dimension: usize| {
-            let length = found.get(name).and_then(|tensor| tensor.size().get(dimension).copied());
-            length
-                .ok_or_else(|| Error::package(format!("'{}' has no parameter '{name}' of an adapter", path.display())))
+            let length = found.get(name).and_then(|entry| entry.shape.get(dimension).copied());
+            length.ok_or_else(|| Error::package(format!("{source} has no parameter '{name}' of an adapter")))
         };
         let config = AdapterConfig {
             input_channels: length("vision_embd.0.weight", 1)?,
@@ -149,28 +154,17 @@ impl Adapter {
             classes: length("prediction_head.0.weight", 0)?,
         };
         config.check().map_err(|e| e.with_kind(crate::ErrorKind::Package).context(path.display()))?;
-        Adapter::of(config, found, &format!("'{}'", path.display()))
+        // all of them fit before the first is copied
+        let entries = fitting(config, found, &source, |entry| &entry.shape)?;
+        let load = |(name, entry)| Ok((name, archive.load(entry)?));
+        Ok(Adapter { config, tensors: entries.into_iter().map(load).collect::<Result<_>>()? })
     }
 
     /// An adapter of all the tensors of `source`.
-    fn of(config: AdapterConfig, mut found: BTreeMap<String, Tensor>, source: &str) -> Result<Adapter> {
-        let mut tensors = BTreeMap::new();
-        for (name, shape) in config.shapes() {
-            let Some(tensor) = found.remove(name) else {
-                return Err(Error::package(format!("{source} has no parameter '{name}'")));
-            };
-            if tensor.size() != shape {
-                let have = tensor.size();
-                return Err(Error::package(format!(
-                    "{source}: '{name}' has shape {have:?}, an adapter of these sizes {shape:?}"
-                )));
-            }
-            tensors.insert(name.to_owned(), tensor);
-        }
-        if let Some(name) = found.keys().next() {
-            return Err(Error::package(format!("{source} has an unexpected parameter '{name}'")));
-        }
-        Ok(Adapter { config, tensors })
+    fn of(config: AdapterConfig, found: BTreeMap<String, Tensor>, source: &str) -> Result<Adapter> {
+        let shaped = found.into_iter().map(|(name, tensor)| (name, (tensor.size(), tensor))).collect();
+        let tensors = fitting(config, shaped, source, |(shape, _): &(Vec<i64>, Tensor)| shape)?;
+        Ok(Adapter { config, tensors: tensors.into_iter().map(|(name, (_, tensor))| (name, tensor)).collect() })
     }
 
     /// Writes `adapter.safetensors` and `config.json` into `dir`, which must exist.
@@ -251,6 +245,32 @@ impl Adapter {
             let scores = self.forward(&x)?.f_softmax(-1, Kind::Float).map_err(engine)?;
             host(&scores)
         })
+    }
+}
+
+/// What an adapter of these sizes consists of: every parameter of it, with its shape, and nothing else.
+fn fitting<T>(
+    config: AdapterConfig,
+    mut found: BTreeMap<String, T>,
+    source: &str,
+    shape: impl Fn(&T) -> &Vec<i64>,
+) -> Result<BTreeMap<String, T>> {
+    let mut fitting = BTreeMap::new();
+    for (name, need) in config.shapes() {
+        let Some(part) = found.remove(name) else {
+            return Err(Error::package(format!("{source} has no parameter '{name}'")));
+        };
+        let have = shape(&part);
+        if *have != need {
+            return Err(Error::package(format!(
+                "{source}: '{name}' has shape {have:?}, an adapter of its sizes has {need:?} there"
+            )));
+        }
+        fitting.insert(name.to_owned(), part);
+    }
+    match found.keys().next() {
+        Some(name) => Err(Error::package(format!("{source} has an unexpected parameter '{name}'"))),
+        None => Ok(fitting),
     }
 }
 

@@ -83,13 +83,20 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     archive.entries.iter().map(|entry| Ok((entry.name.clone(), archive.load(entry)?))).collect()
 }
 
-/// The tensors of a safetensors file or of a flat PyTorch state dict, in f32 on the CPU. Nothing is unpickled.
+/// That every number is one.
 ///
 /// # Errors
-/// As [`read_tensors`]; also for a state dict that holds anything but tensors.
-pub fn read_foreign_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let archive = Archive::open(path, true)?;
-    archive.entries.iter().map(|entry| Ok((entry.name.clone(), archive.load(entry)?))).collect()
+/// [`crate::ErrorKind::Package`] naming the first parameter that is not finite, and the `file`.
+pub fn check_finite<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>, file: &str) -> Result<()> {
+    for (name, tensor) in tensors {
+        let finite = tensor.f_isfinite().and_then(|t| t.f_all()).and_then(|t| t.f_int64_value(&[])).map_err(engine)?;
+        if finite == 0 {
+            return Err(Error::package(format!(
+                "'{file}': '{name}' holds numbers that are not finite: the weights are damaged, train or import again"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Copies tensors of a safetensors file into `targets` of the same names, one at a time; others in the file are left out.

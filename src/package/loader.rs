@@ -1,37 +1,53 @@
 //! The loader that serving systems use, run on a package: MLflow, in the Python that the user names.
 
 use std::fs::{self, File};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, Signal};
 use serde::Deserialize;
 
 use super::self_test::{Answers, Passed, SelfTest};
 use super::{CHECKPOINTS, runtime};
 use crate::config::Environment;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 
 const SCRIPT: &str = include_str!("loader_check.py");
-/// Looks for the modules that a package's loader imports, and imports none of them: 0.1 s instead of many.
-const PROBE: &str = "import importlib.util as u; print(*[m for m in \
-    ('mlflow', 'torch', 'numpy', 'pandas', 'PIL', 'yaml', 'tokenizers') if not u.find_spec(m)], sep=', ')";
-const PROBE_TIME: Duration = Duration::from_secs(60);
-/// Of a whole run: importing torch and MLflow, reading the weights, some images.
+/// Imports what a package's loader does; `tokenizers` is wanted by those packages only that embed texts.
+const PROBE: &str = "import importlib.util as u, sys
+missing = [m for m in ('mlflow', 'torch', 'numpy', 'pandas', 'PIL', 'yaml') if not u.find_spec(m)]
+if missing: sys.exit('it lacks ' + ', '.join(missing))
+import mlflow.pyfunc, torch, numpy, pandas, PIL.Image, yaml";
+/// Importing torch and MLflow for the first time from a slow disk takes minutes.
+const PROBE_TIME: Duration = Duration::from_secs(600);
+/// Of a whole run: the imports, reading the weights, some images.
 const TIME: Duration = Duration::from_secs(1800);
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of what the program said that an error repeats.
 const REPEATED: usize = 8;
-/// It tells nobody that it is used, and unpickles nothing.
-const ADDED: [(&str, &str); 3] =
-    [("MLFLOW_DISABLE_TELEMETRY", "true"), ("DO_NOT_TRACK", "true"), ("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")];
-/// Variables that the loader does not get: it needs no store and no server.
-const KEPT_BACK: [&str; 6] = ["AWS_", "AZURE_", "AZURITE_", "GOOGLE_", "MLFLOW_", "MEDTUNE_"];
+/// What of the environment the program gets: what Python needs, and no credentials.
+const PASSED_ON: [&str; 7] = ["PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "VIRTUAL_ENV"];
+const PASSED_ON_PREFIXES: [&str; 6] = ["LC_", "PYTHON", "CONDA_", "OMP_", "MKL_", "OPENBLAS_"];
+/// It computes on the CPU, as the self-test was made, and leaves a GPU to whoever has it; tells nobody that it is used; unpickles nothing.
+const ADDED: [(&str, &str); 4] = [
+    ("CUDA_VISIBLE_DEVICES", ""),
+    ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ("DO_NOT_TRACK", "true"),
+    ("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"),
+];
+
+/// Why the loader in a package is not tried.
+pub const NOT_OURS: &str =
+    "the Python in the package is not what this version of medtune writes; use the version that wrote it";
 
 /// A Python that has MLflow.
 #[derive(Debug, Clone)]
 pub struct PythonLoader {
     program: PathBuf,
+    /// Where scratch folders are made.
+    work_folder: PathBuf,
     environment: Environment,
 }
 
@@ -43,11 +59,12 @@ struct Answered {
 }
 
 impl PythonLoader {
-    /// The Python `program`, a path or a name on the `PATH` of `environment`, after a look at whether it has what a package's loader imports.
+    /// The Python `program`, a path or a name on the `PATH` of `environment`, after it has imported what a package's loader imports. Its scratch
+    /// folders are made in `work_folder`, or in the system's temporary folder.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) naming the program, if it cannot be started or lacks modules.
-    pub fn find(program: &Path, environment: &Environment) -> Result<PythonLoader> {
+    /// [`Usage`](crate::ErrorKind::Usage) naming the program, if it is not there or lacks modules; those of making a scratch folder.
+    pub fn find(program: &Path, environment: &Environment, work_folder: Option<&Path>) -> Result<PythonLoader> {
         let shown = program.display();
         let program = if program.components().count() > 1 {
             // it is started in another folder
@@ -55,46 +72,55 @@ impl PythonLoader {
         } else {
             program.to_owned()
         };
-        let kept_back = |name: &str| KEPT_BACK.iter().any(|prefix| name.starts_with(prefix));
-        let environment = environment.iter().filter(|(name, _)| !kept_back(name));
+        let passed_on =
+            |name: &str| PASSED_ON.contains(&name) || PASSED_ON_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        let environment = environment.iter().filter(|(name, _)| passed_on(name));
         let environment = environment.map(|(name, value)| (name.clone(), value.clone())).collect();
-        let loader = PythonLoader { program, environment };
-        let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
-        let (status, said) =
-            loader.run(scratch.path(), &["-c", PROBE], PROBE_TIME).map_err(|e| e.with_kind(crate::ErrorKind::Usage))?;
-        let missing = said.trim();
-        if status.success() && missing.is_empty() {
+        let work_folder = work_folder.map_or_else(std::env::temp_dir, Path::to_owned);
+        let loader = PythonLoader { program, work_folder, environment };
+        let (status, said) = loader.run(loader.scratch()?.path(), &["-c", PROBE], PROBE_TIME)?;
+        if status.success() {
             return Ok(loader);
         }
-        let why = if status.success() {
-            format!("it lacks {missing}")
-        } else {
-            format!("it ended with {status}: {}", last(&said))
-        };
         Err(Error::usage(format!(
-            "Python '{shown}' cannot load packages: {why}; install them with its pip install -r PACKAGE/requirements.txt, or leave --python and \
-             MEDTUNE_PYTHON out"
+            "Python '{shown}' cannot load packages: {}; install what it lacks with its pip install -r PACKAGE/requirements.txt, or leave --python and \
+             MEDTUNE_PYTHON out",
+            last(&said)
         )))
     }
 
+    fn scratch(&self) -> Result<tempfile::TempDir> {
+        fs::create_dir_all(&self.work_folder)
+            .and_then(|()| tempfile::tempdir_in(&self.work_folder))
+            .map_err(|e| Error::io("create", &self.work_folder, e))
+    }
+
     /// Loads the package in `folder` with MLflow and asks it what its self-test `test` asks. `None` when its Python is not that of this program: code
-    /// that came from elsewhere is not run.
+    /// that came from elsewhere is not run, and neither are the package's own files, but what this program would have written there.
     ///
     /// # Errors
     /// [`Package`](crate::ErrorKind::Package) with the end of what Python said, if the package cannot be loaded or does not answer, and that of
-    /// [`SelfTest::compare`].
+    /// [`SelfTest::compare`]; [`Engine`](crate::ErrorKind::Engine) if Python was killed or took too long.
     pub fn check(&self, folder: &Path, test: &SelfTest) -> Result<Option<Passed>> {
         if !has_own_runtime(folder)? {
-            tracing::warn!(
-                "self-test: MLflow was not asked, the Python in the package is not what this medtune writes, or has compiled files beside it"
-            );
             return Ok(None);
         }
         let folder = std::path::absolute(folder).map_err(|e| Error::io("find", folder, e))?;
-        let scratch = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
+        let scratch = self.scratch()?;
+        let write = |name: &str, text: &str| {
+            let path = scratch.path().join(name);
+            fs::write(&path, text).map_err(|e| Error::io("write", &path, e))
+        };
+        // imported from here, so that nothing depends on what is in the package by then
+        let module = runtime::module_name();
+        let path = scratch.path().join(&module);
+        fs::create_dir(&path).map_err(|e| Error::io("create", &path, e))?;
+        for (name, text) in runtime::FILES {
+            write(&format!("{module}/{name}"), text)?;
+        }
+        write("loader_check.py", SCRIPT)?;
         let (script, answers) = (scratch.path().join("loader_check.py"), scratch.path().join("answers.json"));
-        fs::write(&script, SCRIPT).map_err(|e| Error::io("write", &script, e))?;
-        let arguments = [script.as_os_str(), folder.as_os_str(), answers.as_os_str()];
+        let arguments = [script.as_os_str(), module.as_ref(), folder.as_os_str(), answers.as_os_str()];
         let (status, said) = self.run(scratch.path(), &arguments, TIME)?;
         if !status.success() {
             return Err(Error::package(format!(
@@ -124,12 +150,30 @@ impl PythonLoader {
         // -B: nothing is written beside the modules, which may lie in the package
         command.arg("-B").args(arguments).current_dir(folder).env_clear().envs(&self.environment).envs(ADDED);
         command.stdin(Stdio::null()).stdout(out).stderr(err);
-        let start = || Error::package(format!("cannot start Python '{}'", self.program.display()));
-        let child = command.spawn().map_err(|e| start().with_source(e))?;
+        // SAFETY: both are system calls that a child may make before it becomes another program.
+        unsafe { command.pre_exec(on_its_own) };
+        let child = command.spawn().map_err(|e| {
+            let missing = matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied);
+            let kind = if missing { ErrorKind::Usage } else { ErrorKind::Engine };
+            Error::new(kind, format!("cannot start Python '{}'", self.program.display())).with_source(e)
+        })?;
         let status = wait(child, time).context(|| format!("Python '{}'", self.program.display()))?;
+        if let Some(signal) = status.signal() {
+            return Err(Error::engine(format!(
+                "Python '{}' was killed by signal {signal}, perhaps for want of memory",
+                self.program.display()
+            )));
+        }
         let said = fs::read(&log).map_err(|e| Error::io("read", &log, e))?;
         Ok((status, String::from_utf8_lossy(&said).into_owned()))
     }
+}
+
+/// In a child: it can be stopped, although this program's threads take no signals, and does not outlive this program.
+fn on_its_own() -> std::io::Result<()> {
+    SigSet::all().thread_unblock()?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    Ok(())
 }
 
 /// Waits for a process; one that takes longer than `time` is ended.
@@ -144,7 +188,7 @@ fn wait(mut child: Child, time: Duration) -> Result<ExitStatus> {
             // it may have ended in the meantime, which is as good
             let _ = child.kill();
             let _ = child.wait();
-            return Err(Error::package(format!("no answer within {} s", time.as_secs())));
+            return Err(Error::engine(format!("no answer within {} s", time.as_secs())));
         }
         std::thread::sleep(POLL);
     }
@@ -156,8 +200,8 @@ fn last(text: &str) -> String {
     lines[lines.len().saturating_sub(REPEATED)..].join(" | ")
 }
 
-/// Whether MLflow would run, of what is in `folder`, the Python that this program writes and nothing else. Compiled modules count as something else:
-/// Python prefers them to the text.
+/// Whether MLflow would run, of what is in `folder`, the Python that this program writes and nothing else. Compiled modules do not count: they are
+/// not what is imported.
 fn has_own_runtime(folder: &Path) -> Result<bool> {
     #[derive(Deserialize)]
     struct MlModel {
@@ -169,8 +213,8 @@ fn has_own_runtime(folder: &Path) -> Result<bool> {
     }
     #[derive(Deserialize)]
     struct Flavor {
-        code: String,
-        data: String,
+        code: Option<String>,
+        data: Option<String>,
         loader_module: String,
     }
     let module = runtime::module_name();
@@ -179,7 +223,8 @@ fn has_own_runtime(folder: &Path) -> Result<bool> {
     let parsed = serde_yaml_ng::from_str(&text).map_err(|e| Error::package("no MLmodel").with_source(e));
     let MlModel { flavors: Flavors { python_function: flavor } } =
         parsed.context(|| format!("'{}'", path.display()))?;
-    if (flavor.code.as_str(), flavor.data.as_str()) != ("code", CHECKPOINTS) || flavor.loader_module != module {
+    let places = (flavor.code.as_deref(), flavor.data.as_deref());
+    if places != (Some("code"), Some(CHECKPOINTS)) || flavor.loader_module != module {
         return Ok(false);
     }
     let code = folder.join("code");
@@ -195,7 +240,7 @@ fn has_own_runtime(folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// What is in a folder, sorted.
+/// What is in a folder, sorted, without what Python compiled there; nothing if there is no folder.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let list =
         fs::read_dir(folder).and_then(|list| list.map(|e| Ok(e?.file_name())).collect::<std::io::Result<Vec<_>>>());
@@ -203,6 +248,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         .map_err(|e| Error::io("list", folder, e))?
         .into_iter()
         .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| name != "__pycache__")
         .collect();
     names.sort();
     Ok(names)
@@ -223,7 +269,7 @@ mod tests {
     fn a_program_that_is_no_python_is_named() {
         let environment: Environment = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
         for program in ["/nonexistent/python", "false"] {
-            let error = PythonLoader::find(Path::new(program), &environment).unwrap_err();
+            let error = PythonLoader::find(Path::new(program), &environment, None).unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::Usage);
             assert!(error.to_string().contains(program), "{error}");
         }

@@ -16,6 +16,9 @@ const FORMAT_VERSION: u32 = 1;
 /// How far an answer may be from the expected one, in any value. Vectors have length 1 and scores add up to 1.
 pub const TOLERANCE: f64 = 1e-4;
 
+/// What [`Passed::by`] says of this program.
+pub const OURSELVES: &str = "medtune";
+
 /// One image of the self-test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,6 +79,7 @@ impl SelfTest {
             .map(|(name, bytes)| GoldenImage { name: name.clone(), base64: BASE64_STANDARD.encode(bytes) })
             .collect();
         let made = SelfTest { format_version: FORMAT_VERSION, images, texts, expected };
+        made.asks_something()?;
         made.compare(&made.expected)?;
         Ok(made)
     }
@@ -103,7 +107,17 @@ impl SelfTest {
                 test.format_version
             )));
         }
+        test.asks_something()?;
         Ok(test)
+    }
+
+    /// A test that expects nothing would be passed by anything.
+    fn asks_something(&self) -> Result<()> {
+        let answered = self.expected.scores.len().max(self.expected.image_features.len());
+        if self.images.is_empty() || answered != self.images.len() {
+            return Err(Error::package("not a self-test: it has no expected answer for each of its images"));
+        }
+        Ok(())
     }
 
     /// The file's text.
@@ -160,13 +174,14 @@ fn largest(what: &str, names: &[String], expected: &[Vec<f32>], found: &[Vec<f32
     for (name, (expected, found)) in names.iter().zip(expected.iter().zip(found)) {
         let difference = difference(expected, found).ok_or_else(|| {
             let count = expected.len();
-            Error::package(format!(
-                "the self-test's {name}: {what} should be {count} finite numbers; the weights are damaged, train or import again"
-            ))
+            let finite = found.iter().all(|value| value.is_finite());
+            let why = if finite { "" } else { "; the weights are damaged, train or import again" };
+            Error::package(format!("the self-test's {name}: {what} should be {count} finite numbers{why}"))
         })?;
         if difference > TOLERANCE {
             return Err(Error::package(format!(
-                "the self-test's {name}: {what} differ by {difference:.1e} from those of the packaging, {TOLERANCE:.0e} is allowed"
+                "the self-test's {name}: {what} differ by {difference:.1e} from those of the packaging, {TOLERANCE:.0e} is allowed: get the package again, or load it with \
+                 what its requirements.txt names"
             )));
         }
         largest = largest.max(difference);
@@ -201,6 +216,8 @@ mod tests {
         assert_eq!((&back, back.decoded().unwrap()), (&test, images()));
         let newer = test.to_json().unwrap().replace("\"format_version\":1", "\"format_version\":2");
         assert!(SelfTest::parse(newer.as_bytes()).unwrap_err().to_string().contains("newer"));
+        let hollow = r#"{"format_version": 1, "images": [], "texts": [], "expected": {"scaling_factor": 4.6}}"#;
+        assert!(SelfTest::parse(hollow.as_bytes()).unwrap_err().to_string().contains("no expected answer"));
     }
 
     #[test]
@@ -213,7 +230,7 @@ mod tests {
         assert!(says(classifier([[f32::NAN, 0.75], [0.5, 0.5]])).contains("image 'ramp'"));
         assert!(says(Answers::default()).contains("2 rows of scores"));
         let other = Answers { scores: vec![vec![0.25], vec![0.5]], ..Answers::default() };
-        assert!(says(other).contains("should be 2 finite numbers"));
+        assert!(says(other).ends_with("should be 2 finite numbers"));
     }
 
     #[test]

@@ -46,8 +46,8 @@ fn checkpoints() -> tempfile::TempDir {
 }
 
 fn self_test() -> SelfTest {
-    let answers = Answers { scaling_factor: Some(4.6), ..Answers::default() };
-    SelfTest::new(&[], Vec::new(), answers).unwrap()
+    let answers = Answers { scores: vec![vec![0.25, 0.75]], ..Answers::default() };
+    SelfTest::new(&[("ramp".to_owned(), vec![1])], Vec::new(), answers).unwrap()
 }
 
 fn written(kind: Option<&str>) -> tempfile::TempDir {

@@ -115,7 +115,7 @@ def test_a_model_that_was_found_wanting_is_not_registered(run, medtune, server):
     state = medtune("--store", run.store, "runs", "list", "--json")[0]["mlflow"]
     assert state["status"] == "registered" and state["versions"] == [], state
     found = server.client().get_run(state["run_id"])
-    assert found.info.status == "FAILED" and found.data.metrics["evaluate.requirements_met"] == 0
+    assert found.info.status == "FAILED" and any(name.startswith("evaluate.") for name in found.data.metrics)
 
 
 def test_everything_arrives_once(run, medtune, server):

@@ -46,6 +46,9 @@ pub(in crate::cli) enum ModelVerb {
         name: String,
         /// The package's folder, or a URI of it.
         folder: String,
+        /// Take a package of medtune's as it is, without loading its model.
+        #[arg(long)]
+        no_self_test: bool,
         #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
@@ -69,21 +72,31 @@ pub(in crate::cli) enum ModelVerb {
 }
 
 impl ModelVerb {
+    /// Whether tensors are computed with.
+    #[cfg(feature = "torch")]
+    pub(in crate::cli) fn computes(&self) -> bool {
+        matches!(
+            self,
+            ModelVerb::Init { .. } | ModelVerb::Import { .. } | ModelVerb::Verify { no_self_test: false, .. }
+        )
+    }
+
     pub(in crate::cli) fn run(self, store: &Place, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
             ModelVerb::Init { name, config, label_texts, vocabulary, seed, python, json } => {
-                let python = python.find(environment)?;
+                let python = python.find(environment, None)?;
                 let request = crate::jobs::models::InitRequest { name, config, label_texts, vocabulary, seed };
                 let store = store.open()?;
                 registered(&store, crate::jobs::models::init_model(&store, &request, python.as_ref())?, json)
             }
             #[cfg(feature = "torch")]
-            ModelVerb::Import { name, folder, python, json } => {
-                let python = python.find(environment)?;
+            ModelVerb::Import { name, folder, no_self_test, python, json } => {
+                let python = python.find(environment, None)?;
                 let folder = store.local(&folder)?;
                 let store = store.open()?;
-                let imported = crate::jobs::models::import_model(&store, &name, &folder, python.as_ref())?;
+                let imported =
+                    crate::jobs::models::import_model(&store, &name, &folder, (!no_self_test, python.as_ref()))?;
                 if let Some(report) = imported.report.filter(|_| !json) {
                     output::line(&report.summary())?;
                 }
@@ -92,9 +105,9 @@ impl ModelVerb {
             #[cfg(not(feature = "torch"))]
             ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(crate::cli::needs_torch()),
             ModelVerb::Verify { target, no_self_test, python } => {
-                let python = python.find(environment)?;
-                let folder = verify(store, &target)?;
-                if no_self_test { Ok(()) } else { ask(&folder, &target, python.as_ref()) }
+                let python = if no_self_test { None } else { python.find(environment, None)? };
+                let (folder, shown) = verify(store, &target)?;
+                if no_self_test { Ok(()) } else { ask(&folder, &shown, python.as_ref()) }
             }
             ModelVerb::Register(arguments) => register::run(arguments, store, environment),
             ModelVerb::Versions(verb) => verb.run(AssetKind::Model, store),
@@ -102,34 +115,38 @@ impl ModelVerb {
     }
 }
 
-/// The folder of a version or package whose files are as they were written.
-fn verify(store: &Place, target: &str) -> Result<PathBuf> {
+/// The folder of a version or package whose files are as they were written, and what it is called.
+fn verify(store: &Place, target: &str) -> Result<(PathBuf, String)> {
     let folder = Path::new(target);
-    let folder = if folder.is_dir() {
-        folder.to_owned()
+    let (folder, shown) = if folder.is_dir() {
+        (folder.to_owned(), target.to_owned())
     } else {
         let store = store.open_existing()?;
         let version = find(&store, AssetKind::Model, target)?;
         verify_version(&store, &version)?;
-        open_local(&store, &version)?
+        (open_local(&store, &version)?, version.reference())
     };
     package::verify_package(&folder)?;
-    output::line(&format!("{target}: every file is as it was written"))?;
-    Ok(folder)
+    output::line(&format!("{shown}: every file is as it was written"))?;
+    Ok((folder, shown))
 }
 
 /// Asks the model in a package what its self-test asks, in every way that this program can.
-fn ask(folder: &Path, target: &str, python: Option<&PythonLoader>) -> Result<()> {
+fn ask(folder: &Path, shown: &str, python: Option<&PythonLoader>) -> Result<()> {
     #[cfg(feature = "torch")]
     let passed = crate::jobs::self_test::check(&package::read_package(folder)?, python)?;
     #[cfg(not(feature = "torch"))]
     let passed = by_loader_alone(folder, python)?;
+    let asked = passed.as_ref().is_some_and(|passed| passed.iter().any(|p| p.by != package::self_test::OURSELVES));
+    if python.is_some() && passed.is_some() && !asked {
+        output::line(&format!("{shown}: MLflow was not asked: {}", package::loader::NOT_OURS))?;
+    }
     match passed {
         None => {
-            output::line(&format!("{target}: it has no self-test, which packages of earlier versions of medtune lack"))
+            output::line(&format!("{shown}: it has no self-test, which packages of earlier versions of medtune lack"))
         }
         Some(passed) => passed.iter().try_for_each(|Passed { by, difference }| {
-            output::line(&format!("{target}: self-test passed by {by}, largest difference {difference:.1e}"))
+            output::line(&format!("{shown}: self-test passed by {by}, largest difference {difference:.1e}"))
         }),
     }
 }

@@ -5,7 +5,7 @@
 
 use super::super::StepContext;
 use super::super::labelled::LabelledEmbeddings;
-use super::checkpoint::{Checkpoint, Done, Tensors, copies};
+use super::checkpoint::{Checkpoint, Done, Partial, Tensors, copies};
 use crate::config::adapter::{AdapterParameters, TrackMetric};
 use crate::data::Labels;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,7 +26,7 @@ use tch::{Device, Kind, Tensor};
 const WEIGHT_DECAY: f64 = 0.01;
 /// Rows of a validation pass are independent: passes of at least so many.
 const VALIDATION_ROWS: usize = 256;
-/// A checkpoint is written after the first epoch that ends so long after the last one.
+/// A checkpoint is written so long after the last one.
 const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(60);
 
 /// One epoch.
@@ -34,7 +34,7 @@ const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(60);
 pub(super) struct Epoch {
     /// From 1.
     pub(super) epoch: usize,
-    /// Mean over the training rows.
+    /// Mean over the training rows, by their weight.
     loss: f64,
     /// Accuracy on the validation rows.
     acc: f64,
@@ -72,13 +72,14 @@ pub(super) struct Training<'a> {
     /// Factors on the loss of each class, [classes].
     class_weights: Option<Tensor>,
     checkpoint: Checkpoint,
+    saved: Instant,
     series: Series,
     stop: StopSignal,
     done: Done,
 }
 
 impl<'a> Training<'a> {
-    /// A training that begins, or goes on after the last epoch of one that was stopped.
+    /// A training that begins, or goes on where an earlier one was stopped.
     pub(super) fn new(
         context: &StepContext<'_>,
         parameters: &'a AdapterParameters,
@@ -86,6 +87,7 @@ impl<'a> Training<'a> {
         (train, validation): (&LabelledEmbeddings, &'a LabelledEmbeddings),
         (labels, class_weights): (&'a Labels, Option<Vec<f32>>),
     ) -> Result<Training<'a>> {
+        let stop = StopSignal::listen()?;
         let settings = Settings { lr: parameters.learning_rate, weight_decay: WEIGHT_DECAY, ..Settings::default() };
         let optimizer = AdamW::new(&adapter.parameters(), settings, &Rules::default())?;
         let there = |tensor: tch::Tensor| tensor.f_to_device(device);
@@ -95,12 +97,17 @@ impl<'a> Training<'a> {
         let classes = Tensor::f_from_slice(&classes).and_then(there).map_err(engine)?;
         let class_weights =
             class_weights.map(|w| Tensor::f_from_slice(&w).and_then(there)).transpose().map_err(engine)?;
-        let checkpoint = Checkpoint::new(context)?;
-        let resumed = checkpoint.read((adapter, &optimizer), parameters.max_epochs)?;
-        let done = resumed.unwrap_or_default();
-        if let Some(last) = done.curve.last() {
-            tracing::info!(epoch = last.epoch, "going on after the last epoch of an earlier run");
+        let checkpoint = Checkpoint::new(context.store, context.continuation, context.folder("checkpoint")?);
+        let batches = train.classes.len().div_ceil(parameters.train_dataloader_batch_size);
+        let resumed = checkpoint.read((adapter, &optimizer), (parameters.max_epochs, batches))?;
+        if let Some(done) = &resumed {
+            tracing::info!(
+                epochs = done.curve.len(),
+                batches = done.partial.batches,
+                "going on where an earlier run was stopped"
+            );
         }
+        let done = resumed.unwrap_or_default();
         let place = SeriesFolder::new(context.store, context.run.0, context.run.1)?;
         let earlier = Earlier { text: done.series.as_bytes(), step: done.curve.len() as u64 };
         let series = Series::open(Some(place), &context.folder("series")?, Some(earlier))?;
@@ -114,8 +121,9 @@ impl<'a> Training<'a> {
             labels,
             class_weights,
             checkpoint,
+            saved: Instant::now(),
             series,
-            stop: StopSignal::listen()?,
+            stop,
             done,
         })
     }
@@ -128,29 +136,19 @@ impl<'a> Training<'a> {
     pub(super) fn run(mut self) -> Result<Trained> {
         let epochs = self.parameters.max_epochs;
         let progress = Progress::new("adapter", epochs as u64, "epochs").starting_at(self.done.curve.len() as u64);
-        let mut saved = Instant::now();
         while self.done.curve.len() < epochs && !self.is_stale() {
-            // what a stop in the middle of an epoch goes back to
-            let before = self.checkpoint.begin((self.adapter, &self.optimizer))?;
             let epoch = self.done.curve.len() + 1;
-            let Some(loss) = self.epoch(epoch)? else {
-                return Err(self.preempted(before));
-            };
-            let done = self.validate(epoch, loss)?;
+            let loss = self.epoch(epoch)?;
+            let figures = self.validate(epoch, loss)?;
             progress.advance(1, &format!("loss {loss:.3}"));
-            self.series.write(
-                epoch as u64,
-                &json!({ "loss": done.loss, "acc": done.acc, "auc": done.auc }),
-                &json!({}),
-            )?;
-            self.done.curve.push(done);
-            if saved.elapsed() >= BETWEEN_CHECKPOINTS {
-                let now = self.checkpoint.begin((self.adapter, &self.optimizer))?;
-                if let Err(error) = self.checkpoint.write(now, &self.done, self.series.text()) {
-                    tracing::warn!(%error, "a checkpoint could not be kept; training goes on");
-                }
-                saved = Instant::now();
-            }
+            let line = json!({ "loss": loss, "evaluation": { "acc": figures.acc, "auc": figures.auc } });
+            self.series.write(epoch as u64, &line, &json!({}))?;
+            self.done.curve.push(figures);
+            self.done.partial = Partial::default();
+        }
+        // whoever asked does not want what comes after this step either
+        if self.stop.requested().is_some() {
+            self.look_up()?;
         }
         let stopped_early = self.done.curve.len() < epochs;
         let (best, weights) = self.done.best.ok_or_else(|| Error::internal("training without an epoch"))?;
@@ -160,41 +158,56 @@ impl<'a> Training<'a> {
 
     /// Whether so many epochs were no better than the best one that more are not worth while.
     fn is_stale(&self) -> bool {
-        let since = self.done.best.as_ref().map_or(0, |(best, _)| self.done.curve.len() - best.epoch);
+        let since = self.done.best.as_ref().map_or(0, |(best, _)| self.done.curve.len().saturating_sub(best.epoch));
         self.parameters.early_stopping_patience.is_some_and(|patience| since >= patience)
     }
 
-    /// One pass over the training rows: the mean loss; `None` when it was asked to stop.
-    fn epoch(&mut self, epoch: usize) -> Result<Option<f64>> {
-        let (features, classes) = &self.train;
-        let rows = classes.numel();
+    /// What is left of a pass over the training rows: the mean loss of all of it.
+    fn epoch(&mut self, epoch: usize) -> Result<f64> {
+        let rows = self.train.1.numel();
         let mut order: Vec<i64> = (0..rows as i64).collect();
         SampleRng::new(self.parameters.seed, epoch as u64, u64::MAX).shuffle(&mut order);
-        let mut total = 0.0;
-        for batch in order.chunks(self.parameters.train_dataloader_batch_size) {
-            if self.stop.requested().is_some() {
-                return Ok(None);
-            }
-            let step = || {
-                let index = Tensor::f_from_slice(batch)?.f_to_device(self.device)?;
-                Ok((features.f_index_select(0, &index)?, classes.f_index_select(0, &index)?))
+        for batch in order.chunks(self.parameters.train_dataloader_batch_size).skip(self.done.partial.batches) {
+            self.look_up()?;
+            let (loss, weight) = self.step(batch)?;
+            let partial = &mut self.done.partial;
+            *partial = Partial {
+                batches: partial.batches + 1,
+                loss: partial.loss + loss * weight,
+                weight: partial.weight + weight,
             };
-            let (x, y): (Tensor, Tensor) = step().map_err(engine)?;
-            self.optimizer.zero_grad()?;
-            let logits = self.adapter.forward(&x)?;
-            let loss = logits
-                .f_cross_entropy_loss(&y, self.class_weights.as_ref(), tch::Reduction::Mean, -100, 0.0)
-                .and_then(|l| l.f_backward().map(|()| l))
-                .map_err(engine)?;
-            total +=
-                loss.f_to_kind(Kind::Double).and_then(|l| l.f_double_value(&[])).map_err(engine)? * batch.len() as f64;
-            self.optimizer.step(|base| base)?;
         }
-        let loss = total / rows as f64;
+        let loss = self.done.partial.loss / self.done.partial.weight;
         if !loss.is_finite() {
             return Err(Error::config(format!("the loss is {loss} in epoch {epoch}: lower parameters.learning_rate")));
         }
-        Ok(Some(loss))
+        Ok(loss)
+    }
+
+    /// One step: the loss of its rows, their mean by weight, and the sum of their weights.
+    fn step(&mut self, batch: &[i64]) -> Result<(f64, f64)> {
+        let (features, classes) = &self.train;
+        let taken = || {
+            let index = Tensor::f_from_slice(batch)?.f_to_device(self.device)?;
+            Ok((features.f_index_select(0, &index)?, classes.f_index_select(0, &index)?))
+        };
+        let (x, y): (Tensor, Tensor) = taken().map_err(engine)?;
+        self.optimizer.zero_grad()?;
+        let logits = self.adapter.forward(&x)?;
+        let loss = logits
+            .f_cross_entropy_loss(&y, self.class_weights.as_ref(), tch::Reduction::Mean, -100, 0.0)
+            .and_then(|l| l.f_backward().map(|()| l))
+            .map_err(engine)?;
+        let number = |tensor: &Tensor| tensor.f_to_kind(Kind::Double)?.f_double_value(&[]);
+        let weight = match &self.class_weights {
+            Some(weights) => {
+                weights.f_index_select(0, &y).and_then(|w| number(&w.f_sum(Kind::Double)?)).map_err(engine)?
+            }
+            None => batch.len() as f64,
+        };
+        let loss = number(&loss).map_err(engine)?;
+        self.optimizer.step(|base| base)?;
+        Ok((loss, weight))
     }
 
     /// What the weights are worth on the validation rows; they are kept when they are the best so far.
@@ -223,19 +236,30 @@ impl<'a> Training<'a> {
         Ok(Epoch { epoch, loss, acc, auc })
     }
 
-    /// Saves what was there before the epoch that is cut short, and says why the run ends.
-    fn preempted(&self, before: Tensors) -> Error {
+    /// Between two steps: a checkpoint when it is time for one, and the end where it was asked to stop.
+    fn look_up(&mut self) -> Result<()> {
+        let signal = self.stop.requested();
+        if signal.is_none() && self.saved.elapsed() < BETWEEN_CHECKPOINTS {
+            return Ok(());
+        }
+        let saved = self.checkpoint.write((self.adapter, &self.optimizer), &self.done, self.series.text());
+        self.saved = Instant::now();
         let (epochs, all) = (self.done.curve.len(), self.parameters.max_epochs);
-        let signal = self.stop.requested().unwrap_or("a signal");
-        match self.checkpoint.write(before, &self.done, self.series.text()) {
-            Ok(()) => Error::new(
+        match (signal, saved) {
+            (None, Ok(())) => Ok(()),
+            (None, Err(error)) => {
+                tracing::warn!(%error, "a checkpoint could not be kept; training goes on");
+                Ok(())
+            }
+            (Some(signal), Ok(())) => Err(Error::new(
                 ErrorKind::Preempted,
                 format!(
                     "stopped by {signal} after epoch {epochs} of {all}, with a checkpoint: run the same job again to go on there"
                 ),
-            ),
-            Err(error) => {
-                error.context(format!("stopped by {signal} after epoch {epochs}, and no checkpoint could be saved"))
+            )),
+            (Some(signal), Err(error)) => {
+                Err(error
+                    .context(format!("stopped by {signal} after epoch {epochs}, and no checkpoint could be saved")))
             }
         }
     }
