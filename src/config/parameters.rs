@@ -208,6 +208,40 @@ pub struct FinetuneParameters {
     pub repeated: InTwoSets,
     /// Keys that replace those of the training configuration, e.g. `MAX_NUM_EPOCHS: 3`.
     pub training: BTreeMap<String, serde_json::Value>,
+    /// What the model card says of how the model may be used.
+    pub model_card: TermsOfUse,
+}
+
+/// How a model may be used, for its card and metadata; what is left out is taken over from the model that it is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TermsOfUse {
+    /// The licence of the weights: an SPDX identifier, or a name and where its text is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// What the model is meant for, and for whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intended_use: Option<String>,
+}
+
+impl TermsOfUse {
+    /// These, and where they say nothing `base`.
+    #[must_use]
+    pub fn or(&self, base: TermsOfUse) -> TermsOfUse {
+        TermsOfUse {
+            license: self.license.clone().or(base.license),
+            intended_use: self.intended_use.clone().or(base.intended_use),
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (key, text) in [("license", &self.license), ("intended_use", &self.intended_use)] {
+            if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                return Err(Error::config(format!("parameters.model_card.{key}: is empty; leave it out")));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for FinetuneParameters {
@@ -222,6 +256,7 @@ impl Default for FinetuneParameters {
             rotation: 0.0,
             repeated: InTwoSets::default(),
             training: BTreeMap::new(),
+            model_card: TermsOfUse::default(),
         }
     }
 }
@@ -235,6 +270,7 @@ impl FinetuneParameters {
                 self.rotation
             )));
         }
+        self.model_card.validate()?;
         self.prompt_templates.validate()
     }
 }
@@ -249,16 +285,24 @@ pub struct AssembleParameters {
     pub hidden_dimensions: Option<usize>,
     /// Checked against the adapter when given.
     pub input_channels: Option<usize>,
+    /// What the model card says of how the model may be used.
+    pub model_card: TermsOfUse,
 }
 
 impl Default for AssembleParameters {
     fn default() -> Self {
-        AssembleParameters { text_template: "{}.".to_owned(), hidden_dimensions: None, input_channels: None }
+        AssembleParameters {
+            text_template: "{}.".to_owned(),
+            hidden_dimensions: None,
+            input_channels: None,
+            model_card: TermsOfUse::default(),
+        }
     }
 }
 
 impl AssembleParameters {
     fn validate(&self) -> Result<()> {
+        self.model_card.validate()?;
         one_label("text_template", &self.text_template)
     }
 }

@@ -79,7 +79,9 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
     config.classifier = Some(classifier);
     // fine-tuned when the embedding model was: its training is in its provenance
     let finetuned = base.config.provenance.get("training").is_some();
+    let terms = parameters.model_card.or(models::terms_of(&base.config.provenance));
     config.provenance = json!({
+        "model_card": terms,
         "base_model_name": models::base_model_name(&base.config.provenance),
         "code_version": crate::CODE_VERSION,
         "embedding_model": context.input("mlflow_model_path")?.origin(),
@@ -100,6 +102,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
             base_model: context.input("mlflow_model_path")?.origin(),
             datasets: references.filter(|(name, _)| name != "mlflow_model_path").collect(),
             metrics: evaluation.map_or_else(String::new, |e| e.markdown()),
+            terms,
             created: Some(context.begun),
             ..ModelCard::default()
         },

@@ -233,7 +233,9 @@ fn package(
     let mut config = base.config.clone();
     config.task = crate::package::Task::Embeddings;
     config.classifier = None;
+    let terms = parameters.model_card.or(models::terms_of(&base.config.provenance));
     config.provenance = json!({
+        "model_card": terms,
         "code_version": crate::CODE_VERSION,
         "base_model_name": models::base_model_name(&base.config.provenance),
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
@@ -261,6 +263,7 @@ fn package(
                 outcome.track_metric,
                 outcome.best
             ),
+            terms,
             created: Some(context.begun),
             ..ModelCard::default()
         },

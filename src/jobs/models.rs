@@ -2,6 +2,7 @@
 
 use super::self_test;
 use crate::CODE_VERSION;
+use crate::config::parameters::TermsOfUse;
 use crate::config::{build, parse_yaml, read_yaml};
 use crate::data::Labels;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -39,6 +40,8 @@ pub struct InitRequest {
     pub vocabulary: Option<PathBuf>,
     /// Seed of the weights.
     pub seed: u64,
+    /// For the model card.
+    pub terms: TermsOfUse,
 }
 
 /// Makes a package with random weights and registers it; the same request again finds the version that it made.
@@ -74,7 +77,7 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
         .map_err(|e| Error::io("read", checkpoints.join(TOKENIZER), e))?;
     let identity = json!({
         "code": CODE_VERSION, "config": config.to_yaml(), "pixels": pixels, "seed": request.seed,
-        "tokenizer": sha256_hex(&vocabulary),
+        "tokenizer": sha256_hex(&vocabulary), "model_card": request.terms,
     });
     let owner = format!("init/{}", sha256_hex(identity.to_string().as_bytes()));
     if let Some(existing) =
@@ -92,12 +95,13 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
     drop(params);
     let provenance = json!({
         "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed,
-        "base_model_name": "MedImageInsight architecture, random weights",
+        "base_model_name": "MedImageInsight architecture, random weights", "model_card": request.terms,
     });
     let package = embedding_config(weights_name, pixels, provenance);
     let card = ModelCard {
         title: request.name.clone(),
         base_model: "none: random weights, to be trained".to_owned(),
+        terms: request.terms.clone(),
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };
@@ -105,6 +109,19 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
     let version = publish_files(store, &request.name, checked, owner, "embedding model")?;
     tracing::info!(parameters, "model initialised");
     Ok((version, true))
+}
+
+/// What `medtune model import` is asked for.
+#[derive(Debug, Clone)]
+pub struct ImportRequest {
+    /// Name in the registry.
+    pub name: String,
+    /// The package's folder.
+    pub folder: PathBuf,
+    /// For the model card of a new package; one of medtune's has its own.
+    pub terms: TermsOfUse,
+    /// Whether a package of medtune's is asked what its self-test asks.
+    pub self_test: bool,
 }
 
 /// A registered model, and how its weights fitted.
@@ -121,16 +138,12 @@ pub struct Imported {
 /// Registers a model package that somebody else made: a medtune package as it is, or the published MedImageInsight package,
 /// or a folder with `config.yaml`, `vision_model/` and `language_model/`. Older parameter names are translated, and a flat
 /// PyTorch state dict becomes safetensors. The version's metadata and the package's provenance keep the report. What is made passes its self-test,
-/// by the loader in `python` too; a medtune package, which has one, only where `tested` says so.
+/// by the loader in `python` too; a medtune package, which has one, only where the request says so.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
-pub fn import_model(
-    store: &Store,
-    name: &str,
-    folder: &Path,
-    (tested, python): (bool, Option<&PythonLoader>),
-) -> Result<Imported> {
+pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&PythonLoader>) -> Result<Imported> {
+    let ImportRequest { name, folder, .. } = request;
     fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
@@ -140,7 +153,13 @@ pub fn import_model(
         if let Some(version) = existing {
             return Ok(Imported { version, new: false, report: None });
         }
-        if !tested {
+        if request.terms != TermsOfUse::default() {
+            return Err(Error::usage(format!(
+                "model import: '{}' is a package of medtune, whose model card stays as it is; leave --license and --intended-use out",
+                folder.display()
+            )));
+        }
+        if !request.self_test {
             tracing::warn!("the package is taken without its self-test");
         } else if self_test::check(&package, python)?.is_none() {
             tracing::warn!("the package has no self-test: it is of an earlier medtune");
@@ -184,7 +203,7 @@ pub fn import_model(
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
     let vocabulary = crate::storage::sha256_file(&checkpoints.join(TOKENIZER).join("tokenizer.json"))?.sha256;
     let settings = serde_yaml_ng::to_string(&yaml).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
-    let identity = format!("{digest} {vocabulary} {CODE_VERSION} {settings}");
+    let identity = json!([digest, vocabulary, CODE_VERSION, settings, request.terms]).to_string();
     let owner = format!("import/{}", sha256_hex(identity.as_bytes()));
     let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
     if let Some(version) = existing {
@@ -196,12 +215,13 @@ pub fn import_model(
         pixels,
         json!({
             "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight",
-            "weights_report": report,
+            "weights_report": report, "model_card": request.terms,
         }),
     );
     let card = ModelCard {
         title: name.to_owned(),
         base_model: "imported MedImageInsight weights".to_owned(),
+        terms: request.terms.clone(),
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };
@@ -377,11 +397,20 @@ pub(super) fn base_model_name(provenance: &Value) -> String {
 
 /// What `MLmodel` says beside the task, from the package's own provenance.
 pub(super) fn metadata(provenance: &Value, finetuned: bool) -> BTreeMap<String, Value> {
-    BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("base_model_name".to_owned(), json!(base_model_name(provenance))),
         ("is_finetuned_model".to_owned(), json!(finetuned)),
         ("code_version".to_owned(), json!(CODE_VERSION)),
-    ])
+    ]);
+    if let Some(license) = terms_of(provenance).license {
+        metadata.insert("license".to_owned(), json!(license));
+    }
+    metadata
+}
+
+/// How the model with that provenance may be used.
+pub(super) fn terms_of(provenance: &Value) -> TermsOfUse {
+    serde_json::from_value(provenance["model_card"].clone()).unwrap_or_default()
 }
 
 /// A grey ramp for the input examples: published with every package, so never anybody's image.

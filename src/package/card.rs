@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use time::OffsetDateTime;
 
+use crate::config::parameters::TermsOfUse;
+
 use super::config::{ClassifierKind, PackageConfig, Task};
 
 /// Labels beyond this number are counted, not listed.
@@ -16,8 +18,8 @@ pub struct ModelCard {
     pub title: String,
     /// The model this one was made from, with version.
     pub base_model: String,
-    /// The licence of the weights, if known.
-    pub license: Option<String>,
+    /// The licence of the weights, and what the model is meant for, where known.
+    pub terms: TermsOfUse,
     /// The datasets used and their versions, as (role, reference): `("train", "data:gastro-train@3")`.
     pub datasets: Vec<(String, String)>,
     /// The evaluation as Markdown, as [`render_markdown`](crate::evaluation::render_markdown) makes it; empty: not evaluated.
@@ -35,14 +37,19 @@ impl ModelCard {
         let (tag, task) = describe(config);
         let title = if self.title.trim().is_empty() { "medtune model" } else { &self.title };
         let _ = write!(out, "---\nlibrary_name: mlflow\npipeline_tag: {tag}\n---\n\n# {}\n\n{task}\n", plain(title));
+        let intended = self.terms.intended_use.as_deref().map_or_else(|| "Research.".to_owned(), plain);
         let _ = write!(
             out,
-            "\n## Intended use\n\nResearch. This is not a medical device: do not use its answers for the care of patients \
+            "\n## Intended use\n\n{intended}\n\nThis is not a medical device: do not use its answers for the care of patients \
              unless it was validated locally, on the images of the site that uses it, under the rules that apply there.\n"
         );
         let or_unknown = |text: &str| if text.trim().is_empty() { "not recorded".to_owned() } else { plain(text) };
         let _ = write!(out, "\n## Origin\n\n- Base model: {}\n", or_unknown(&self.base_model));
-        let _ = writeln!(out, "- Licence of the weights: {}", or_unknown(self.license.as_deref().unwrap_or_default()));
+        let _ = writeln!(
+            out,
+            "- Licence of the weights: {}",
+            or_unknown(self.terms.license.as_deref().unwrap_or_default())
+        );
         for (role, reference) in &self.datasets {
             let _ = writeln!(out, "- Data ({}): {}", plain(role), plain(reference));
         }

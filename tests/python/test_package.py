@@ -1,7 +1,11 @@
 """Packages that the program wrote, in real MLflow and without the program; their answers are those of `medtune predict`."""
 
+import json
+import subprocess
+
 import pytest
 import torch
+import yaml
 from checks import assert_conforms, assert_no_pickle, base64_of, mlflow_environment, mlflow_predict
 
 NAMES = ["base", "zero-shot", "adapter-classifier"]
@@ -46,3 +50,54 @@ def test_embeddings_equal_predict(run, medtune, tmp_path):
         key = "image_features" if "image" in item else "text_features"
         torch.testing.assert_close(torch.tensor(theirs[key]), torch.tensor(item[key]), rtol=0, atol=1e-4)
         assert theirs["scaling_factor"] == pytest.approx(ours["scaling_factor"], abs=1e-6)
+
+
+CARD = "is not a medical device"
+
+
+def card_of(package):
+    """README.md, `provenance.model_card`, and the metadata of MLmodel."""
+    settings = json.loads((package / "artifacts/checkpoints/medtune.json").read_text())
+    metadata = yaml.safe_load((package / "MLmodel").read_text())["metadata"]
+    return (package / "README.md").read_text(), settings["provenance"]["model_card"], metadata
+
+
+def test_terms_of_use_are_taken_over_from_model_to_model(run, medtune, binary, tmp_path):
+    """Given where a model comes in; a classifier of it says the same, but for what its job says."""
+    store, job = tmp_path / "store", tmp_path / "job.json"
+    published = run.model("base") / "artifacts/checkpoints"
+    source = tmp_path / "published"
+    source.mkdir()
+    for path in published.iterdir():
+        if path.name != "medtune.json":
+            (source / path.name).symlink_to(path)
+    given = ["--license", "CC-BY-4.0", "--intended-use", "Research on <digits>"]
+    medtune("--store", store, "model", "import", "--name", "base", source, *given)
+    readme, terms, metadata = card_of(store / "models/base/1")
+    assert terms == {"license": "CC-BY-4.0", "intended_use": "Research on <digits>"}
+    assert "Licence of the weights: CC-BY-4.0" in readme and "Research on &lt;digits>\n" in readme and CARD in readme
+    assert metadata["license"] == "CC-BY-4.0"
+    work = {
+        "version": 1,
+        "kind": "Assemble",
+        "name": "assemble",
+        "inputs": {"mlflow_model_path": "model:base@1", "label_file": str(run.data("label_file"))},
+        "parameters": {"model_card": {"intended_use": "Sorting of parcels"}},
+        "outputs": {"classification_mlflow_model": "classifier"},
+    }
+    job.write_text(json.dumps(work))
+    medtune("--store", store, "run", job)
+    readme, terms, metadata = card_of(store / "models/classifier/1")
+    assert terms == {"license": "CC-BY-4.0", "intended_use": "Sorting of parcels"}
+    assert "Licence of the weights: CC-BY-4.0" in readme and "Sorting of parcels" in readme and "<digits" not in readme
+    assert CARD in readme and metadata["license"] == "CC-BY-4.0"
+    # nothing is known of a model of which nothing was said
+    readme, terms, metadata = card_of(run.model("zero-shot"))
+    assert terms == {} and "Licence of the weights: not recorded" in readme and "license" not in metadata
+    # a package of medtune's is finished
+    command = [str(binary), "--store", str(store), "model", "import", "--name", "other", str(run.model("base")), *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "model card stays as it is" in done.stderr
+    work["parameters"]["model_card"] = {"licence": "MIT"}
+    job.write_text(json.dumps(work))
+    medtune("validate", job, expect=10)

@@ -34,6 +34,8 @@ pub(in crate::cli) enum ModelVerb {
         #[arg(long, default_value_t = 0)]
         seed: u64,
         #[command(flatten)]
+        terms: TermsArguments,
+        #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
         #[arg(long)]
@@ -49,6 +51,8 @@ pub(in crate::cli) enum ModelVerb {
         /// Take a package of medtune's as it is, without loading its model.
         #[arg(long)]
         no_self_test: bool,
+        #[command(flatten)]
+        terms: TermsArguments,
         #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
@@ -71,6 +75,24 @@ pub(in crate::cli) enum ModelVerb {
     Register(RegisterArguments),
 }
 
+/// How the model may be used.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct TermsArguments {
+    /// The licence of the weights, for the model card: an SPDX identifier, or a name and where its text is.
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    license: Option<String>,
+    /// What the model is meant for, for the model card.
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    intended_use: Option<String>,
+}
+
+#[cfg(feature = "torch")]
+impl From<TermsArguments> for crate::config::parameters::TermsOfUse {
+    fn from(TermsArguments { license, intended_use }: TermsArguments) -> Self {
+        Self { license, intended_use }
+    }
+}
+
 impl ModelVerb {
     /// Whether tensors are computed with.
     #[cfg(feature = "torch")]
@@ -84,19 +106,27 @@ impl ModelVerb {
     pub(in crate::cli) fn run(self, store: &Place, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
-            ModelVerb::Init { name, config, label_texts, vocabulary, seed, python, json } => {
+            ModelVerb::Init { name, config, label_texts, vocabulary, seed, terms, python, json } => {
                 let python = python.find(environment, None)?;
-                let request = crate::jobs::models::InitRequest { name, config, label_texts, vocabulary, seed };
+                let request = crate::jobs::models::InitRequest {
+                    name,
+                    config,
+                    label_texts,
+                    vocabulary,
+                    seed,
+                    terms: terms.into(),
+                };
                 let store = store.open()?;
                 registered(&store, crate::jobs::models::init_model(&store, &request, python.as_ref())?, json)
             }
             #[cfg(feature = "torch")]
-            ModelVerb::Import { name, folder, no_self_test, python, json } => {
+            ModelVerb::Import { name, folder, no_self_test, terms, python, json } => {
                 let python = python.find(environment, None)?;
                 let folder = store.local(&folder)?;
                 let store = store.open()?;
-                let imported =
-                    crate::jobs::models::import_model(&store, &name, &folder, (!no_self_test, python.as_ref()))?;
+                let (terms, self_test) = (terms.into(), !no_self_test);
+                let request = crate::jobs::models::ImportRequest { name, folder, terms, self_test };
+                let imported = crate::jobs::models::import_model(&store, &request, python.as_ref())?;
                 if let Some(report) = imported.report.filter(|_| !json) {
                     output::line(&report.summary())?;
                 }
