@@ -70,6 +70,17 @@ pub enum Precision {
     Fp16,
 }
 
+/// The number type that a package's weights are stored in; they are computed with in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredWeights {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16 for matrices and kernels, half as large; norms, biases and the scale of similarities stay f32.
+    Bf16,
+}
+
 /// What the loss compares with each other when an optimizer step has several forward passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -210,6 +221,8 @@ pub struct FinetuneParameters {
     pub training: BTreeMap<String, serde_json::Value>,
     /// What the model card says of how the model may be used.
     pub model_card: TermsOfUse,
+    /// The number type of the weights in the package.
+    pub stored_weights: StoredWeights,
 }
 
 /// How a model may be used, for its card and metadata; what is left out is taken over from the model that it is made of.
@@ -234,10 +247,14 @@ impl TermsOfUse {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks that nothing is empty.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Config`] naming the key.
+    pub fn validate(&self) -> Result<()> {
         for (key, text) in [("license", &self.license), ("intended_use", &self.intended_use)] {
             if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
-                return Err(Error::config(format!("parameters.model_card.{key}: is empty; leave it out")));
+                return Err(Error::config(format!("model card: {key} is empty; leave it out")));
             }
         }
         Ok(())
@@ -257,6 +274,7 @@ impl Default for FinetuneParameters {
             repeated: InTwoSets::default(),
             training: BTreeMap::new(),
             model_card: TermsOfUse::default(),
+            stored_weights: StoredWeights::default(),
         }
     }
 }

@@ -82,6 +82,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
     let terms = parameters.model_card.or(models::terms_of(&base.config.provenance));
     config.provenance = json!({
         "model_card": terms,
+        "stored_weights": base.config.provenance["stored_weights"],
         "base_model_name": models::base_model_name(&base.config.provenance),
         "code_version": crate::CODE_VERSION,
         "embedding_model": context.input("mlflow_model_path")?.origin(),

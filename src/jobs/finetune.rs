@@ -1,7 +1,7 @@
 //! Finetune: the base package's model, trained on an institution's images, as a package of the same layout.
 
 use super::{Artifact, Produced, ResolvedInput, StepContext, leakage, models, self_test};
-use crate::config::parameters::{FinetuneParameters, InTwoSets};
+use crate::config::parameters::{FinetuneParameters, InTwoSets, StoredWeights};
 use crate::config::training::{self, Parsed, TrainingConfig};
 use crate::config::{apply_overrides, read_yaml};
 use crate::data::{ImageTextPairs, Labels, overlap};
@@ -224,7 +224,15 @@ fn package(
     let weights_file = checkpoints.join(&base.config.weights);
     // the link to the base's weights goes; the base itself is never written to
     std::fs::remove_file(&weights_file).map_err(|e| Error::io("replace", &weights_file, e))?;
-    std::fs::copy(save_dir.join(BEST), &weights_file).map_err(|e| Error::io("write", &weights_file, e))?;
+    match parameters.stored_weights {
+        StoredWeights::F32 => {
+            std::fs::copy(save_dir.join(BEST), &weights_file).map_err(|e| Error::io("write", &weights_file, e))?;
+        }
+        stored => {
+            let best = weights::read_tensors(&save_dir.join(BEST))?;
+            weights::write_stored(&weights_file, best.iter().map(|(name, tensor)| (name.as_str(), tensor)), stored)?;
+        }
+    }
     let references: Vec<(String, String)> = context
         .inputs
         .iter()
@@ -236,6 +244,7 @@ fn package(
     let terms = parameters.model_card.or(models::terms_of(&base.config.provenance));
     config.provenance = json!({
         "model_card": terms,
+        "stored_weights": parameters.stored_weights,
         "code_version": crate::CODE_VERSION,
         "base_model_name": models::base_model_name(&base.config.provenance),
         "inputs": references.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),

@@ -2,7 +2,7 @@
 
 use super::self_test;
 use crate::CODE_VERSION;
-use crate::config::parameters::TermsOfUse;
+use crate::config::parameters::{StoredWeights, TermsOfUse};
 use crate::config::{build, parse_yaml, read_yaml};
 use crate::data::Labels;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -42,6 +42,8 @@ pub struct InitRequest {
     pub seed: u64,
     /// For the model card.
     pub terms: TermsOfUse,
+    /// The number type of the weights in the package.
+    pub stored: StoredWeights,
 }
 
 /// Makes a package with random weights and registers it; the same request again finds the version that it made.
@@ -50,6 +52,7 @@ pub struct InitRequest {
 /// # Errors
 /// [`ErrorKind::Config`] for impossible sizes, [`ErrorKind::NotFound`] for missing files, and those of publishing.
 pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLoader>) -> Result<(Version, bool)> {
+    request.terms.validate().map_err(|e| e.with_kind(ErrorKind::Usage))?;
     let yaml = read_yaml(&request.config)?;
     let origin = request.config.display().to_string();
     let as_config = |e: Error| e.with_kind(ErrorKind::Config);
@@ -78,6 +81,7 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
     let identity = json!({
         "code": CODE_VERSION, "config": config.to_yaml(), "pixels": pixels, "seed": request.seed,
         "tokenizer": sha256_hex(&vocabulary), "model_card": request.terms,
+        "stored_weights": request.stored,
     });
     let owner = format!("init/{}", sha256_hex(identity.to_string().as_bytes()));
     if let Some(existing) =
@@ -90,12 +94,13 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
     make(&checkpoints.join("vision_model"))?;
     let params = init::random(&config, request.seed)?;
     let parameters = params.count();
-    weights::write(&checkpoints.join(weights_name), &params)?;
+    weights::write_stored(&checkpoints.join(weights_name), params.iter(), request.stored)?;
     // the package's self-test reads them again
     drop(params);
     let provenance = json!({
         "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed,
         "base_model_name": "MedImageInsight architecture, random weights", "model_card": request.terms,
+        "stored_weights": request.stored,
     });
     let package = embedding_config(weights_name, pixels, provenance);
     let card = ModelCard {
@@ -120,6 +125,8 @@ pub struct ImportRequest {
     pub folder: PathBuf,
     /// For the model card of a new package; one of medtune's has its own.
     pub terms: TermsOfUse,
+    /// The number type of the weights in a new package; one of medtune's stays as it is.
+    pub stored: StoredWeights,
     /// Whether a package of medtune's is asked what its self-test asks.
     pub self_test: bool,
 }
@@ -144,18 +151,15 @@ pub struct Imported {
 /// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
 pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&PythonLoader>) -> Result<Imported> {
     let ImportRequest { name, folder, .. } = request;
+    request.terms.validate().map_err(|e| e.with_kind(ErrorKind::Usage))?;
     fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
         let package = crate::package::read_package(folder)?;
         let owner = format!("import/{}", package.digest);
-        let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
-        if let Some(version) = existing {
-            return Ok(Imported { version, new: false, report: None });
-        }
-        if request.terms != TermsOfUse::default() {
+        if request.terms != TermsOfUse::default() || request.stored != StoredWeights::default() {
             return Err(Error::usage(format!(
-                "model import: '{}' is a package of medtune, whose model card stays as it is; leave --license and --intended-use out",
+                "model import: '{}' is a package of medtune, which stays as it is; leave --license, --intended-use and --stored-weights out",
                 folder.display()
             )));
         }
@@ -163,6 +167,10 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
             tracing::warn!("the package is taken without its self-test");
         } else if self_test::check(&package, python)?.is_none() {
             tracing::warn!("the package has no self-test: it is of an earlier medtune");
+        }
+        let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
+        if let Some(version) = existing {
+            return Ok(Imported { version, new: false, report: None });
         }
         let files = (package_files(folder)?, json!({ "task": package.config.task }));
         let version = publish_files(store, name, files, owner, "imported package")?;
@@ -197,7 +205,7 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
     write_config(&checkpoints, &kept)?;
     make(&checkpoints.join("vision_model"))?;
     let weights_name = format!("vision_model/{}", weights_name(&weights_file, &report));
-    weights::write(&checkpoints.join(&weights_name), &params)?;
+    weights::write_stored(&checkpoints.join(&weights_name), params.iter(), request.stored)?;
     // the package's self-test reads them again
     drop(params);
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
@@ -215,7 +223,7 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
         pixels,
         json!({
             "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight",
-            "weights_report": report, "model_card": request.terms,
+            "weights_report": report, "model_card": request.terms, "stored_weights": request.stored,
         }),
     );
     let card = ModelCard {
@@ -410,7 +418,9 @@ pub(super) fn metadata(provenance: &Value, finetuned: bool) -> BTreeMap<String, 
 
 /// How the model with that provenance may be used.
 pub(super) fn terms_of(provenance: &Value) -> TermsOfUse {
-    serde_json::from_value(provenance["model_card"].clone()).unwrap_or_default()
+    // key by key: a later version may have written more of them
+    let text = |key: &str| provenance["model_card"][key].as_str().map(str::to_owned);
+    TermsOfUse { license: text("license"), intended_use: text("intended_use") }
 }
 
 /// A grey ramp for the input examples: published with every package, so never anybody's image.

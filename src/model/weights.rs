@@ -10,6 +10,7 @@ use super::init::expected;
 use super::params::Params;
 use super::state_dict::Entry;
 use super::{TchResult, engine};
+use crate::config::parameters::StoredWeights;
 use crate::error::{Error, Result};
 use safetensors::{Dtype, View};
 use serde::Serialize;
@@ -280,8 +281,20 @@ fn resample(positions: &Tensor, length: i64) -> TchResult<Tensor> {
 /// # Errors
 /// [`crate::ErrorKind::Storage`] or [`crate::ErrorKind::NoSpace`].
 pub fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    write_stored(path, tensors, StoredWeights::F32)
+}
+
+/// As [`write_tensors`], in another number type.
+///
+/// # Errors
+/// As [`write_tensors`].
+pub fn write_stored<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    stored: StoredWeights,
+) -> Result<()> {
     let data: Vec<(String, Stored)> =
-        tensors.map(|(n, t)| Ok((n.to_owned(), Stored::new(t)?))).collect::<Result<_>>()?;
+        tensors.map(|(n, t)| Ok((n.to_owned(), Stored::new(t, stored)?))).collect::<Result<_>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(data, Some(metadata), path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(io) => Error::io("write", path, io),
@@ -297,32 +310,40 @@ pub fn write(path: &Path, params: &Params) -> Result<()> {
     write_tensors(path, params.iter())
 }
 
-/// A tensor as safetensors stores it: contiguous f32 on the CPU; no copy when it is that already.
-struct Stored(Tensor, Vec<usize>);
+/// A tensor as safetensors stores it: contiguous on the CPU, f32 or bf16; no copy when it is that already.
+struct Stored {
+    flat: Tensor,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
 
 impl Stored {
-    fn new(tensor: &Tensor) -> Result<Stored> {
-        let flat =
-            tch::no_grad(|| tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous());
+    fn new(tensor: &Tensor, stored: StoredWeights) -> Result<Stored> {
+        // a scale, a bias or a norm takes next to no room, and is less forgiving
+        let (kind, dtype) = match stored {
+            StoredWeights::Bf16 if tensor.dim() > 1 => (Kind::BFloat16, Dtype::BF16),
+            StoredWeights::Bf16 | StoredWeights::F32 => (Kind::Float, Dtype::F32),
+        };
+        let flat = tch::no_grad(|| tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(kind)?.f_contiguous());
         let flat = flat.map_err(engine)?;
         let shape = flat.size().iter().map(|&n| n as usize).collect();
-        Ok(Stored(flat, shape))
+        Ok(Stored { flat, shape, dtype })
     }
 }
 
 impl View for Stored {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.dtype
     }
     fn shape(&self) -> &[usize] {
-        &self.1
+        &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        // SAFETY: a contiguous f32 CPU tensor of numel elements, alive as long as self.
-        Cow::Borrowed(unsafe { std::slice::from_raw_parts(self.0.data_ptr() as *const u8, self.data_len()) })
+        // SAFETY: a contiguous CPU tensor of numel elements of that type, alive as long as self.
+        Cow::Borrowed(unsafe { std::slice::from_raw_parts(self.flat.data_ptr() as *const u8, self.data_len()) })
     }
     fn data_len(&self) -> usize {
-        self.0.numel() * 4
+        self.flat.numel() * self.dtype.bitsize() / 8
     }
 }
 
@@ -331,6 +352,24 @@ mod tests {
     use super::*;
     use crate::model::config::tests::small;
     use crate::model::init::random;
+
+    #[test]
+    fn bfloat16_halves_the_matrices_and_leaves_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let (half, whole) = (folder.path().join("half"), folder.path().join("whole"));
+        let params = random(&small(), 1).unwrap();
+        write(&whole, &params).unwrap();
+        write_stored(&half, params.iter(), StoredWeights::Bf16).unwrap();
+        let matrices: usize = params.iter().filter(|(_, t)| t.dim() > 1).map(|(_, t)| t.numel()).sum();
+        let saved = whole.metadata().unwrap().len() - half.metadata().unwrap().len();
+        // but for the header
+        assert!(saved.abs_diff(2 * matrices as u64) < 4096, "{saved} bytes for {matrices} numbers");
+        let back = read(&half, &small()).unwrap();
+        for (name, tensor) in params.iter() {
+            let kind = if tensor.dim() > 1 { Kind::BFloat16 } else { Kind::Float };
+            assert!(back.get(name).unwrap().equal(&tensor.to_kind(kind).to_kind(Kind::Float)), "{name}");
+        }
+    }
 
     #[test]
     fn round_trip_is_exact() {

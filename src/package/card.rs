@@ -50,6 +50,12 @@ impl ModelCard {
             "- Licence of the weights: {}",
             or_unknown(self.terms.license.as_deref().unwrap_or_default())
         );
+        if config.provenance["stored_weights"] == "bf16" {
+            let _ = writeln!(
+                out,
+                "- Weights: stored in bfloat16 (norms, biases and scales in float32), computed with in float32"
+            );
+        }
         for (role, reference) in &self.datasets {
             let _ = writeln!(out, "- Data ({}): {}", plain(role), plain(reference));
         }

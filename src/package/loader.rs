@@ -83,7 +83,7 @@ impl PythonLoader {
             return Ok(loader);
         }
         Err(Error::usage(format!(
-            "Python '{shown}' cannot load packages: {}; install what it lacks with its pip install -r PACKAGE/requirements.txt, or leave --python and \
+            "Python '{shown}' cannot load packages, it ended with {status}: {}; install what it lacks with its pip install -r PACKAGE/requirements.txt, or leave --python and \
              MEDTUNE_PYTHON out",
             last(&said)
         )))

@@ -17,6 +17,7 @@ import torch
 
 
 def main(module, package, answers_file):
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # which PYTHONSAFEPATH leaves out
     importlib.import_module(module)
     with contextlib.suppress(ImportError):  # wanted by some packages only; later it could be another of that name
         import tokenizers  # noqa: F401
@@ -36,7 +37,7 @@ def main(module, package, answers_file):
         answers["scaling_factor"] = images[0]["scaling_factor"]
     loader = f"MLflow {mlflow.__version__}, torch {torch.__version__}"
     with open(answers_file, "w", encoding="utf-8") as file:
-        json.dump({"loader": loader, "answers": answers}, file)
+        json.dump({"loader": loader, "answers": answers}, file, allow_nan=False)
 
 
 def _read(folder, name):

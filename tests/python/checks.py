@@ -26,12 +26,16 @@ def mlflow_environment():
     }
 
 
-def mlflow_predict(folder, package, columns, rows, params=None, expect=0, extra=None):
+# Pythons with MLflow, the newest and the one whose format packages have; torch is that of the tests in both.
+PYTHONS = {"3": Path(sys.executable), "2": HERE.parents[1] / ".venv-mlflow2/bin/python"}
+
+
+def mlflow_predict(folder, package, columns, rows, params=None, expect=0, extra=None, mlflow="3"):
     """What real MLflow answers for the rows, in a process of its own; `folder` takes the exchanged files, `extra` is added to the
     environment. Returns (answer, stderr)."""
     request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
     request.write_text(json.dumps({"columns": columns, "data": rows, "params": params}))
-    command = [sys.executable, "-W", "error::FutureWarning", str(HERE / "mlflow_predict.py"), str(package), str(request), str(answer)]
+    command = [str(PYTHONS[mlflow]), "-W", "error::FutureWarning", str(HERE / "mlflow_predict.py"), str(package), str(request), str(answer)]
     env = mlflow_environment() | (extra or {})
     run = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == expect, run.stderr

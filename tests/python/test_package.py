@@ -2,20 +2,27 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from checks import assert_conforms, assert_no_pickle, base64_of, mlflow_environment, mlflow_predict
+from checks import PYTHONS, assert_no_pickle, base64_of, mlflow_environment, mlflow_predict
+from harness import invoke, refused
 
 NAMES = ["base", "zero-shot", "adapter-classifier"]
 TEXTS = ["number zero.", "Something else, 3 cm"]
 
 
+@pytest.mark.parametrize("mlflow", PYTHONS)
 @pytest.mark.parametrize("name", NAMES)
-def test_mlflow_accepts_the_package(run, name):
+def test_mlflow_accepts_the_package(run, name, mlflow):
     assert_no_pickle(run.model(name))
-    assert_conforms(run.model(name))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import checks, mlflow; checks.assert_conforms(sys.argv[2]); print(mlflow.__version__)"
+    command = [PYTHONS[mlflow], "-c", code, Path(__file__).parent, run.model(name)]
+    done = subprocess.run(command, env=mlflow_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{mlflow}.")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,11 +31,12 @@ def test_verify(run, medtune, name):
     medtune("model", "verify", run.model(name))
 
 
+@pytest.mark.parametrize("mlflow", PYTHONS)
 @pytest.mark.parametrize("name", ["zero-shot", "adapter-classifier"])
-def test_classifier_equals_predict(run, medtune, tmp_path, binary, name):
+def test_classifier_equals_predict(run, medtune, tmp_path, binary, name, mlflow):
     package, images = run.model(name), run.images()
     assert str(binary.parent) not in mlflow_environment()["PATH"]
-    served, stderr = mlflow_predict(tmp_path, package, ["image"], [[base64_of(path.read_bytes())] for path in images])
+    served, stderr = mlflow_predict(tmp_path, package, ["image"], [[base64_of(path.read_bytes())] for path in images], mlflow=mlflow)
     assert "Warning" not in stderr
     ours = medtune("predict", package, *images, "--json")["predictions"]
     assert len(served) == len(ours) == len(images)
@@ -39,10 +47,11 @@ def test_classifier_equals_predict(run, medtune, tmp_path, binary, name):
         assert [scores[entry["label"]] for entry in theirs] == pytest.approx([entry["score"] for entry in item["labels"]], abs=1e-4)
 
 
-def test_embeddings_equal_predict(run, medtune, tmp_path):
+@pytest.mark.parametrize("mlflow", PYTHONS)
+def test_embeddings_equal_predict(run, medtune, tmp_path, mlflow):
     package, images = run.model("base"), run.images()
     rows = [[{"file": str(path)}, None] for path in images] + [["", text] for text in TEXTS]
-    served, stderr = mlflow_predict(tmp_path, package, ["image", "text"], rows)
+    served, stderr = mlflow_predict(tmp_path, package, ["image", "text"], rows, mlflow=mlflow)
     assert "Warning" not in stderr
     ours = medtune("predict", package, *images, "--text", TEXTS[0], "--text", TEXTS[1], "--json")
     assert len(served) == len(ours["predictions"])
@@ -95,9 +104,9 @@ def test_terms_of_use_are_taken_over_from_model_to_model(run, medtune, binary, t
     readme, terms, metadata = card_of(run.model("zero-shot"))
     assert terms == {} and "Licence of the weights: not recorded" in readme and "license" not in metadata
     # a package of medtune's is finished
-    command = [str(binary), "--store", str(store), "model", "import", "--name", "other", str(run.model("base")), *given]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "model card stays as it is" in done.stderr
+    refused(invoke(binary, "--store", store, "model", "import", "--name", "other", run.model("base"), *given), 2, "is a package of medtune, which stays as it is")
+    blank = ["model", "import", "--name", "other", source, "--license", " "]
+    refused(invoke(binary, "--store", store, *blank), 2, "license is empty")
     work["parameters"]["model_card"] = {"licence": "MIT"}
     job.write_text(json.dumps(work))
     medtune("validate", job, expect=10)

@@ -1,8 +1,6 @@
 """The self-test of packages: real MLflow answers it, and nothing is published that fails it."""
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,26 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks import mlflow_predict
+from checks import PYTHONS, mlflow_predict
+from harness import environment, invoke, refused, sha256
 from safetensors.torch import load_file, save_file
 
 NAMES = ["base", "zero-shot", "adapter-classifier"]
-PACKAGE = 12  # exit code
+USAGE, PACKAGE = 2, 12  # exit codes
 CHECKPOINTS = "artifacts/checkpoints"
 LOADER = "code/*/__init__.py"
-
-
-def call(binary, *arguments, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MEDTUNE_")}
-    command = [str(binary), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=kept | environment)
-
-
-def refused(done, *fragments, code=PACKAGE):
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    last = done.stderr.splitlines()[-1]
-    for fragment in fragments:
-        assert fragment in last, last
 
 
 def copy_of(run, name, folder):
@@ -43,7 +29,7 @@ def sealed(package):
     manifest = json.loads(path.read_text())
     files = sorted(p for p in package.rglob("*") if p.is_file() and p != path and p.parent.name != "__pycache__")
     manifest["files"] = [
-        {"path": p.relative_to(package).as_posix(), "size": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+        {"path": p.relative_to(package).as_posix(), "size": p.stat().st_size, "sha256": sha256(p)}
         for p in files
     ]
     path.write_text(json.dumps(manifest))
@@ -73,13 +59,13 @@ def models(medtune, store):
     return medtune("--store", store, "model", "list", "--json") if store.exists() else []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_medtune_and_mlflow_answer_it(run, medtune, tmp_path, name):
+@pytest.mark.parametrize(("name", "mlflow"), [*((name, "3") for name in NAMES), ("base", "2")])
+def test_medtune_and_mlflow_answer_it(run, medtune, tmp_path, name, mlflow):
     package = copy_of(run, name, tmp_path)
-    said = medtune("model", "verify", package, "--python", sys.executable).splitlines()
+    said = medtune("model", "verify", package, "--python", PYTHONS[mlflow]).splitlines()
     assert len(said) == 3 and "every file is as it was written" in said[0]
     assert "self-test passed by medtune, largest difference" in said[1]
-    assert "self-test passed by MLflow 3" in said[2] and f"torch {torch.__version__}" in said[2]
+    assert f"self-test passed by MLflow {mlflow}." in said[2] and f"torch {torch.__version__}" in said[2]
     assert all(float(line.split()[-1]) < 1e-4 for line in said[1:])
     # nothing was written beside the files
     assert "every file" in medtune("model", "verify", package, "--no-self-test") and not list(package.rglob("__pycache__"))
@@ -117,12 +103,12 @@ def test_changed_weights_are_found(run, binary, medtune, tmp_path):
 
     change_weights(package, turned)
     sealed(package)
-    refused(call(binary, "model", "verify", package), "self-test", "image 'colours'", "image_features differ by")
+    refused(invoke(binary, "model", "verify", package), PACKAGE, "self-test", "image 'colours'", "image_features differ by")
     store = tmp_path / "store"
-    refused(call(binary, "--store", store, "model", "import", "--name", "forged", package), "image 'colours'")
+    refused(invoke(binary, "--store", store, "model", "import", "--name", "forged", package), PACKAGE, "image 'colours'")
     assert models(medtune, store) == []
     medtune("--store", store, "model", "import", "--name", "forged", package, "--no-self-test")
-    assert "every file" in call(binary, "model", "verify", "--no-self-test", package).stdout
+    assert "every file" in invoke(binary, "model", "verify", "--no-self-test", package).stdout
 
 
 def test_changed_expectations_are_found(run, binary, tmp_path):
@@ -131,12 +117,12 @@ def test_changed_expectations_are_found(run, binary, tmp_path):
     test = json.loads(path.read_text())
     test["expected"]["scores"][1][2] += 3e-4
     path.write_text(json.dumps(test))
-    refused(call(binary, "model", "verify", package), "changed 'self-test.json'")
-    refused(call(binary, "model", "verify", sealed(package)), "image 'rings': scores differ by 3.0e-4")
+    refused(invoke(binary, "model", "verify", package), PACKAGE, "changed 'self-test.json'")
+    refused(invoke(binary, "model", "verify", sealed(package)), PACKAGE, "image 'rings': scores differ by 3.0e-4")
     hollow = json.dumps(test | {"images": [], "expected": {}})
     for damaged, why in [("{}", "not a self-test"), (hollow, "no expected answer"), (json.dumps(test | {"format_version": 2}), "newer")]:
         path.write_text(damaged)
-        refused(call(binary, "model", "verify", sealed(package)), "self-test.json", why)
+        refused(invoke(binary, "model", "verify", sealed(package)), PACKAGE, "self-test.json", why)
 
 
 @pytest.mark.parametrize("parameter", ["image_projection", "logit_scale", "lang_encoder.token_embedding.weight"])
@@ -152,7 +138,7 @@ def test_weights_that_are_no_numbers_are_not_published(run, binary, medtune, tmp
     state[parameter].view(-1)[-1] = float("nan")
     save_file(state, weights)
     store = tmp_path / "store"
-    refused(call(binary, "--store", store, "model", "import", "--name", "damaged", source), "self-test", parameter, "not finite")
+    refused(invoke(binary, "--store", store, "model", "import", "--name", "damaged", source), PACKAGE, "self-test", parameter, "not finite")
     assert models(medtune, store) == []
 
 
@@ -167,7 +153,7 @@ def test_a_classifier_that_fails_ends_its_job(run, binary, medtune, tmp_path):
     inputs = {"mlflow_model_path": str(run.model("base")), "label_file": str(run.folder / "labels.txt"), "adapter": str(adapter)}
     outputs = {"classification_mlflow_model": "damaged"}
     job.write_text(json.dumps({"version": 1, "kind": "Assemble", "name": "assemble", "inputs": inputs, "outputs": outputs}))
-    refused(call(binary, "--store", store, "run", job), "self-test", "not finite")
+    refused(invoke(binary, "--store", store, "run", job), PACKAGE, "self-test", "not finite")
     assert models(medtune, store) == []
 
 
@@ -179,10 +165,10 @@ def test_a_job_asks_mlflow(run, binary, medtune, tmp_path):
     outputs = {"classification_mlflow_model": "asked"}
     job.write_text(json.dumps({"version": 1, "kind": "Assemble", "name": "assemble", "inputs": inputs, "outputs": outputs}))
     broken = stub(tmp_path, "echo 'ImportError: no such thing' >&2; exit 3")
-    done = call(binary, "--store", store, "run", job, MEDTUNE_PYTHON=str(broken))
-    refused(done, "cannot be used by MLflow", "ImportError: no such thing")
+    done = invoke(binary, "--store", store, "run", job, env=environment(MEDTUNE_PYTHON=broken))
+    refused(done, PACKAGE, "cannot be used by MLflow", "ImportError: no such thing")
     assert models(medtune, store) == []
-    done = call(binary, "--store", store, "run", job, MEDTUNE_PYTHON=sys.executable)
+    done = invoke(binary, "--store", store, "run", job, env=environment(MEDTUNE_PYTHON=sys.executable))
     assert done.returncode == 0, done.stderr
     assert "self-test passed by=MLflow 3" in done.stderr, done.stderr
     assert [model["name"] for model in models(medtune, store)] == ["asked"]
@@ -194,8 +180,8 @@ def test_other_answers_of_mlflow_are_refused(run, binary, medtune, tmp_path):
     spoil = "import json,sys; f=sys.argv[1]; a=json.load(open(f)); a['answers']['text_features'][1][0]+=.01; json.dump(a,open(f,'w'))"
     other = stub(tmp_path, f'{sys.executable} "$@" || exit 1\nexec {sys.executable} -c "{spoil}" "$5"')
     package = copy_of(run, "base", tmp_path)
-    done = call(binary, "--store", store, "model", "import", "--name", "other", package, "--python", other)
-    refused(done, "self-test by MLflow 3", "text 'x-ray of the left knee", "text_features differ by 1.0e-2")
+    done = invoke(binary, "--store", store, "model", "import", "--name", "other", package, "--python", other)
+    refused(done, PACKAGE, "self-test by MLflow 3", "text 'x-ray of the left knee", "text_features differ by 1.0e-2")
     assert models(medtune, store) == []
 
 
@@ -204,7 +190,7 @@ def test_the_loader_gets_no_credentials(run, binary, tmp_path):
     spy = stub(tmp_path, f"env > {tmp_path}/seen; exec {sys.executable} \"$@\"")
     names = ["AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_KEY", "AZUREML_RUN_TOKEN", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "HTTPS_PROXY", "ANYTHING"]
     secrets = {name: "abc-secret" for name in names}
-    done = call(binary, "model", "verify", package, "--python", spy, PYTHONHASHSEED="7", CUDA_VISIBLE_DEVICES="0", **secrets)
+    done = invoke(binary, "model", "verify", package, "--python", spy, env=environment(PYTHONSAFEPATH=1, PYTHONHASHSEED=7, CUDA_VISIBLE_DEVICES=0, **secrets))
     assert done.returncode == 0, done.stderr
     seen = (tmp_path / "seen").read_text()
     assert "PYTHONHASHSEED=7\n" in seen and "PATH=" in seen and "abc-secret" not in seen
@@ -236,7 +222,7 @@ def test_code_that_came_with_a_package_is_not_run(run, binary, tmp_path, where):
         copied.write_text(evil + copied.read_text())
         mlmodel = package / "MLmodel"
         mlmodel.write_text(mlmodel.read_text().replace("    code: code\n", "    code: other\n"))
-    done = call(binary, "model", "verify", sealed(package), "--python", sys.executable)
+    done = invoke(binary, "model", "verify", sealed(package), "--python", sys.executable)
     assert done.returncode == 0, done.stderr
     assert "passed by medtune" in done.stdout and not marker.exists()
     # what Python or anybody else compiled is left alone, the text beside it is what was checked
@@ -246,15 +232,18 @@ def test_code_that_came_with_a_package_is_not_run(run, binary, tmp_path, where):
 
 def test_a_python_without_mlflow_is_refused_first(run, binary, medtune, tmp_path):
     """With the job, before anything runs."""
-    bare = Path(sys.base_prefix) / "bin" / "python3"
-    store = tmp_path / "store"
-    done = call(binary, "--store", store, "run", run.folder / "job.yaml", "--python", bare)
-    refused(done, str(bare), "lacks mlflow, torch", "pip install -r", code=2)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    bare, store = tmp_path / "bare/bin/python", tmp_path / "store"
+    done = invoke(binary, "--store", store, "run", run.folder / "job.yaml", "--python", bare)
+    refused(done, USAGE, str(bare), "lacks mlflow, torch", "pip install -r")
     assert not list(store.glob("runs/*"))
-    refused(call(binary, "--store", store, "run", run.folder / "job.yaml", "--dry-run", MEDTUNE_PYTHON=str(bare)), "lacks mlflow", code=2)
+    refused(invoke(binary, "--store", store, "run", run.folder / "job.yaml", "--dry-run", env=environment(MEDTUNE_PYTHON=bare)), USAGE, "lacks mlflow")
     # where no package is made or asked, nobody looks
-    assert "every file" in call(binary, "model", "verify", "--no-self-test", run.model("base"), "--python", bare).stdout
-    refused(call(binary, "model", "verify", run.model("base"), "--python", tmp_path / "none"), str(tmp_path / "none"), code=2)
+    assert "every file" in invoke(binary, "model", "verify", "--no-self-test", run.model("base"), "--python", bare).stdout
+    # an empty variable names none
+    done = invoke(binary, "model", "verify", run.model("base"), env=environment(MEDTUNE_PYTHON=""))
+    assert done.returncode == 0 and "passed by medtune" in done.stdout and "MLflow" not in done.stdout, done.stderr
+    refused(invoke(binary, "model", "verify", run.model("base"), "--python", tmp_path / "none"), USAGE, str(tmp_path / "none"))
 
 
 def test_a_package_of_before_says_so(run, medtune, tmp_path):
@@ -268,6 +257,6 @@ def test_a_package_of_before_says_so(run, medtune, tmp_path):
 
 def test_the_program_without_libtorch_asks_mlflow(run, core_binary, tmp_path):
     package = copy_of(run, "zero-shot", tmp_path)
-    done = call(core_binary, "model", "verify", package, "--python", sys.executable)
+    done = invoke(core_binary, "model", "verify", package, "--python", sys.executable)
     assert done.returncode == 0 and "passed by MLflow 3" in done.stdout, (done.stdout, done.stderr)
     assert "passed by medtune" not in done.stdout and "without libtorch" in done.stderr

@@ -35,6 +35,9 @@ pub(in crate::cli) enum ModelVerb {
         seed: u64,
         #[command(flatten)]
         terms: TermsArguments,
+        /// Halve the package: store matrices and kernels in bfloat16.
+        #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+        stored_weights: Stored,
         #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
@@ -53,6 +56,9 @@ pub(in crate::cli) enum ModelVerb {
         no_self_test: bool,
         #[command(flatten)]
         terms: TermsArguments,
+        /// Halve the package: store matrices and kernels in bfloat16.
+        #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+        stored_weights: Stored,
         #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
@@ -75,14 +81,32 @@ pub(in crate::cli) enum ModelVerb {
     Register(RegisterArguments),
 }
 
+/// The number type of the weights in a package.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(in crate::cli) enum Stored {
+    #[default]
+    F32,
+    Bf16,
+}
+
+#[cfg(feature = "torch")]
+impl From<Stored> for crate::config::parameters::StoredWeights {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::F32 => Self::F32,
+            Stored::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// How the model may be used.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct TermsArguments {
     /// The licence of the weights, for the model card: an SPDX identifier, or a name and where its text is.
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT")]
     license: Option<String>,
     /// What the model is meant for, for the model card.
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT")]
     intended_use: Option<String>,
 }
 
@@ -106,7 +130,7 @@ impl ModelVerb {
     pub(in crate::cli) fn run(self, store: &Place, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
-            ModelVerb::Init { name, config, label_texts, vocabulary, seed, terms, python, json } => {
+            ModelVerb::Init { name, config, label_texts, vocabulary, seed, terms, stored_weights, python, json } => {
                 let python = python.find(environment, None)?;
                 let request = crate::jobs::models::InitRequest {
                     name,
@@ -115,17 +139,19 @@ impl ModelVerb {
                     vocabulary,
                     seed,
                     terms: terms.into(),
+                    stored: stored_weights.into(),
                 };
                 let store = store.open()?;
                 registered(&store, crate::jobs::models::init_model(&store, &request, python.as_ref())?, json)
             }
             #[cfg(feature = "torch")]
-            ModelVerb::Import { name, folder, no_self_test, terms, python, json } => {
+            ModelVerb::Import { name, folder, no_self_test, terms, stored_weights, python, json } => {
                 let python = python.find(environment, None)?;
                 let folder = store.local(&folder)?;
                 let store = store.open()?;
                 let (terms, self_test) = (terms.into(), !no_self_test);
-                let request = crate::jobs::models::ImportRequest { name, folder, terms, self_test };
+                let stored = stored_weights.into();
+                let request = crate::jobs::models::ImportRequest { name, folder, terms, stored, self_test };
                 let imported = crate::jobs::models::import_model(&store, &request, python.as_ref())?;
                 if let Some(report) = imported.report.filter(|_| !json) {
                     output::line(&report.summary())?;
