@@ -165,8 +165,11 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
         }
         if !request.self_test {
             tracing::warn!("the package is taken without its self-test");
-        } else if self_test::check(&package, python)?.is_none() {
-            tracing::warn!("the package has no self-test: it is of an earlier medtune");
+        } else {
+            match self_test::check(&package, python)? {
+                Some(passed) => passed.iter().for_each(self_test::log),
+                None => tracing::warn!("the package has no self-test: it is of an earlier medtune"),
+            }
         }
         let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
         if let Some(version) = existing {
