@@ -11,6 +11,7 @@ pub mod evaluation;
 pub mod job;
 pub mod kinds;
 pub mod mlflow;
+pub mod packaging;
 pub mod parameters;
 pub mod prompts;
 mod render;

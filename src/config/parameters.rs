@@ -3,6 +3,7 @@
 use super::adapter::AdapterParameters;
 use super::embedding::EmbedParameters;
 use super::evaluation::EvaluateParameters;
+use super::packaging::{StoredWeights, TermsOfUse};
 use super::prompts;
 use super::split::SplitParameters;
 use super::suggest::did_you_mean;
@@ -68,17 +69,6 @@ pub enum Precision {
     Bf16,
     /// float16 autocast with dynamic loss scaling; GPUs only.
     Fp16,
-}
-
-/// The number type that a package's weights are stored in; they are computed with in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum StoredWeights {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// bfloat16 for matrices and kernels, half as large; norms, biases and the scale of similarities stay f32.
-    Bf16,
 }
 
 /// What the loss compares with each other when an optimizer step has several forward passes.
@@ -223,42 +213,6 @@ pub struct FinetuneParameters {
     pub model_card: TermsOfUse,
     /// The number type of the weights in the package.
     pub stored_weights: StoredWeights,
-}
-
-/// How a model may be used, for its card and metadata; what is left out is taken over from the model that it is made of.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TermsOfUse {
-    /// The licence of the weights: an SPDX identifier, or a name and where its text is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub license: Option<String>,
-    /// What the model is meant for, and for whom.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub intended_use: Option<String>,
-}
-
-impl TermsOfUse {
-    /// These, and where they say nothing `base`.
-    #[must_use]
-    pub fn or(&self, base: TermsOfUse) -> TermsOfUse {
-        TermsOfUse {
-            license: self.license.clone().or(base.license),
-            intended_use: self.intended_use.clone().or(base.intended_use),
-        }
-    }
-
-    /// Checks that nothing is empty.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Config`] naming the key.
-    pub fn validate(&self) -> Result<()> {
-        for (key, text) in [("license", &self.license), ("intended_use", &self.intended_use)] {
-            if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
-                return Err(Error::config(format!("model card: {key} is empty; leave it out")));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Default for FinetuneParameters {

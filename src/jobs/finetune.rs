@@ -1,7 +1,8 @@
 //! Finetune: the base package's model, trained on an institution's images, as a package of the same layout.
 
 use super::{Artifact, Produced, ResolvedInput, StepContext, leakage, models, self_test};
-use crate::config::parameters::{FinetuneParameters, InTwoSets, StoredWeights};
+use crate::config::packaging::StoredWeights;
+use crate::config::parameters::{FinetuneParameters, InTwoSets};
 use crate::config::training::{self, Parsed, TrainingConfig};
 use crate::config::{apply_overrides, read_yaml};
 use crate::data::{ImageTextPairs, Labels, overlap};

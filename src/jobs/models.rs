@@ -2,7 +2,7 @@
 
 use super::self_test;
 use crate::CODE_VERSION;
-use crate::config::parameters::{StoredWeights, TermsOfUse};
+use crate::config::packaging::{Packaging, TermsOfUse};
 use crate::config::{build, parse_yaml, read_yaml};
 use crate::data::Labels;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -40,10 +40,8 @@ pub struct InitRequest {
     pub vocabulary: Option<PathBuf>,
     /// Seed of the weights.
     pub seed: u64,
-    /// For the model card.
-    pub terms: TermsOfUse,
-    /// The number type of the weights in the package.
-    pub stored: StoredWeights,
+    /// What is said of the package.
+    pub packaging: Packaging,
 }
 
 /// Makes a package with random weights and registers it; the same request again finds the version that it made.
@@ -52,7 +50,7 @@ pub struct InitRequest {
 /// # Errors
 /// [`ErrorKind::Config`] for impossible sizes, [`ErrorKind::NotFound`] for missing files, and those of publishing.
 pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLoader>) -> Result<(Version, bool)> {
-    request.terms.validate().map_err(|e| e.with_kind(ErrorKind::Usage))?;
+    request.packaging.terms.validate().map_err(|e| e.with_kind(ErrorKind::Usage))?;
     let yaml = read_yaml(&request.config)?;
     let origin = request.config.display().to_string();
     let as_config = |e: Error| e.with_kind(ErrorKind::Config);
@@ -80,8 +78,8 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
         .map_err(|e| Error::io("read", checkpoints.join(TOKENIZER), e))?;
     let identity = json!({
         "code": CODE_VERSION, "config": config.to_yaml(), "pixels": pixels, "seed": request.seed,
-        "tokenizer": sha256_hex(&vocabulary), "model_card": request.terms,
-        "stored_weights": request.stored,
+        "tokenizer": sha256_hex(&vocabulary), "model_card": request.packaging.terms,
+        "stored_weights": request.packaging.stored_weights,
     });
     let owner = format!("init/{}", sha256_hex(identity.to_string().as_bytes()));
     if let Some(existing) =
@@ -94,19 +92,19 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
     make(&checkpoints.join("vision_model"))?;
     let params = init::random(&config, request.seed)?;
     let parameters = params.count();
-    weights::write_stored(&checkpoints.join(weights_name), params.iter(), request.stored)?;
+    weights::write_stored(&checkpoints.join(weights_name), params.iter(), request.packaging.stored_weights)?;
     // the package's self-test reads them again
     drop(params);
     let provenance = json!({
         "code_version": CODE_VERSION, "made_by": "medtune model init", "seed": request.seed,
-        "base_model_name": "MedImageInsight architecture, random weights", "model_card": request.terms,
-        "stored_weights": request.stored,
+        "base_model_name": "MedImageInsight architecture, random weights", "model_card": request.packaging.terms,
+        "stored_weights": request.packaging.stored_weights,
     });
     let package = embedding_config(weights_name, pixels, provenance);
     let card = ModelCard {
         title: request.name.clone(),
         base_model: "none: random weights, to be trained".to_owned(),
-        terms: request.terms.clone(),
+        terms: request.packaging.terms.clone(),
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };
@@ -123,10 +121,8 @@ pub struct ImportRequest {
     pub name: String,
     /// The package's folder.
     pub folder: PathBuf,
-    /// For the model card of a new package; one of medtune's has its own.
-    pub terms: TermsOfUse,
-    /// The number type of the weights in a new package; one of medtune's stays as it is.
-    pub stored: StoredWeights,
+    /// What is said of a new package; one of medtune's stays as it is.
+    pub packaging: Packaging,
     /// Whether a package of medtune's is asked what its self-test asks.
     pub self_test: bool,
 }
@@ -151,13 +147,13 @@ pub struct Imported {
 /// [`ErrorKind::NotFound`] for a folder that is not there; [`ErrorKind::Package`] naming what is missing or does not fit.
 pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&PythonLoader>) -> Result<Imported> {
     let ImportRequest { name, folder, .. } = request;
-    request.terms.validate().map_err(|e| e.with_kind(ErrorKind::Usage))?;
+    request.packaging.terms.validate().map_err(|e| e.with_kind(ErrorKind::Usage))?;
     fs::read_dir(folder).map_err(|e| Error::io("open", folder, e))?;
     if folder.join(crate::package::MANIFEST_FILE).is_file() {
         verify_package(folder)?;
         let package = crate::package::read_package(folder)?;
         let owner = format!("import/{}", package.digest);
-        if request.terms != TermsOfUse::default() || request.stored != StoredWeights::default() {
+        if request.packaging != Packaging::default() {
             return Err(Error::usage(format!(
                 "model import: '{}' is a package of medtune, which stays as it is; leave --license, --intended-use and --stored-weights out",
                 folder.display()
@@ -165,11 +161,10 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
         }
         if !request.self_test {
             tracing::warn!("the package is taken without its self-test");
+        } else if let Some(checked) = self_test::check(&package, python)? {
+            self_test::log(&checked, python);
         } else {
-            match self_test::check(&package, python)? {
-                Some(passed) => passed.iter().for_each(self_test::log),
-                None => tracing::warn!("the package has no self-test: it is of an earlier medtune"),
-            }
+            tracing::warn!("the package has no self-test: it is of an earlier medtune");
         }
         let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
         if let Some(version) = existing {
@@ -208,13 +203,13 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
     write_config(&checkpoints, &kept)?;
     make(&checkpoints.join("vision_model"))?;
     let weights_name = format!("vision_model/{}", weights_name(&weights_file, &report));
-    weights::write_stored(&checkpoints.join(&weights_name), params.iter(), request.stored)?;
+    weights::write_stored(&checkpoints.join(&weights_name), params.iter(), request.packaging.stored_weights)?;
     // the package's self-test reads them again
     drop(params);
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
     let vocabulary = crate::storage::sha256_file(&checkpoints.join(TOKENIZER).join("tokenizer.json"))?.sha256;
     let settings = serde_yaml_ng::to_string(&yaml).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
-    let identity = json!([digest, vocabulary, CODE_VERSION, settings, request.terms]).to_string();
+    let identity = json!([digest, vocabulary, CODE_VERSION, settings, request.packaging.terms]).to_string();
     let owner = format!("import/{}", sha256_hex(identity.as_bytes()));
     let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
     if let Some(version) = existing {
@@ -226,13 +221,13 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
         pixels,
         json!({
             "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight",
-            "weights_report": report, "model_card": request.terms, "stored_weights": request.stored,
+            "weights_report": report, "model_card": request.packaging.terms, "stored_weights": request.packaging.stored_weights,
         }),
     );
     let card = ModelCard {
         title: name.to_owned(),
         base_model: "imported MedImageInsight weights".to_owned(),
-        terms: request.terms.clone(),
+        terms: request.packaging.terms.clone(),
         created: Some(first_time(store, &owner)?),
         ..ModelCard::default()
     };

@@ -9,9 +9,9 @@ use crate::error::{Context, Result};
 use crate::imaging::{RgbImage, encode_jpeg};
 use crate::infer::Encoder;
 use crate::model::weights;
-use crate::package::self_test::OURSELVES;
+use crate::package::loader::NOT_OURS;
 use crate::package::{
-    Answers, Package, PackageConfig, PackageSpec, Passed, PythonLoader, SelfTest, Task, read_package, write_package,
+    Answers, Checked, Package, PackageConfig, PackageSpec, PythonLoader, SelfTest, Task, read_package, write_package,
 };
 use std::path::Path;
 use tch::Device;
@@ -27,35 +27,41 @@ const QUALITY: u8 = 90;
 pub(super) fn write_checked(spec: &PackageSpec<'_>, folder: &Path, python: Option<&PythonLoader>) -> Result<()> {
     let test = make(spec.checkpoints, &spec.config).context(|| "self-test")?;
     write_package(spec, &test, folder)?;
-    check(&read_package(folder)?, python)?.into_iter().flatten().for_each(|passed| log(&passed));
+    if let Some(checked) = check(&read_package(folder)?, python)? {
+        log(&checked, python);
+    }
     Ok(())
 }
 
 /// For whoever publishes, and has no other place to say it.
-pub(super) fn log(Passed { by, difference }: &Passed) {
-    tracing::info!(%by, difference = %format!("{difference:.1e}"), "self-test passed");
+pub(super) fn log(Checked { own, loader }: &Checked, python: Option<&PythonLoader>) {
+    let passed =
+        |by: &str, difference: f64| tracing::info!(%by, difference = %format!("{difference:.1e}"), "self-test passed");
+    if let Some(difference) = *own {
+        passed("medtune", difference);
+    }
+    match loader {
+        Some(loader) => passed(&loader.name, loader.difference),
+        None if python.is_some() => tracing::warn!("self-test: MLflow was not asked: {NOT_OURS}"),
+        None => {}
+    }
 }
 
 /// Asks the package's model again what its self-test asks; without one, `None`.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Package`], naming the image or text, where an answer is not the expected one, or when MLflow cannot use the package.
-pub fn check(package: &Package, python: Option<&PythonLoader>) -> Result<Option<Vec<Passed>>> {
+/// [`crate::ErrorKind::Package`], naming the image or text, where an answer is not the expected one, or when MLflow cannot use the package;
+/// those of [`PythonLoader::check`].
+pub fn check(package: &Package, python: Option<&PythonLoader>) -> Result<Option<Checked>> {
     let Some(test) = SelfTest::read(&package.dir)? else { return Ok(None) };
     medtune_native::tune_allocator();
     let answered = || {
         let encoder = Encoder::load(package, Device::Cpu)?;
         answers(&encoder, (&package.checkpoints(), &package.config), &test.decoded()?, &test.texts)
     };
-    let found = answered().and_then(|found| test.compare(&found)).context(|| "self-test")?;
-    let mut passed = vec![Passed { by: OURSELVES.to_owned(), difference: found }];
-    if let Some(python) = python {
-        match python.check(&package.dir, &test)? {
-            Some(found) => passed.push(found),
-            None => tracing::warn!("self-test: MLflow was not asked: {}", crate::package::loader::NOT_OURS),
-        }
-    }
-    Ok(Some(passed))
+    let own = answered().and_then(|found| test.compare(&found)).context(|| "self-test")?;
+    let loader = python.map(|python| python.check(&package.dir, &test)).transpose()?.flatten();
+    Ok(Some(Checked { own: Some(own), loader }))
 }
 
 /// The self-test of what is in a folder of checkpoints.

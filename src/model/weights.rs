@@ -10,7 +10,7 @@ use super::init::expected;
 use super::params::Params;
 use super::state_dict::Entry;
 use super::{TchResult, engine};
-use crate::config::parameters::StoredWeights;
+use crate::config::packaging::StoredWeights;
 use crate::error::{Error, Result};
 use safetensors::{Dtype, View};
 use serde::Serialize;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use time::OffsetDateTime;
 
-use crate::config::parameters::TermsOfUse;
+use crate::config::packaging::TermsOfUse;
 
 use super::config::{ClassifierKind, PackageConfig, Task};
 

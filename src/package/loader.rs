@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Deserialize;
 
-use super::self_test::{Answers, Passed, SelfTest};
+use super::self_test::{Answers, LoaderPassed, SelfTest};
 use super::{CHECKPOINTS, runtime};
 use crate::config::Environment;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -101,7 +101,7 @@ impl PythonLoader {
     /// # Errors
     /// [`Package`](crate::ErrorKind::Package) with the end of what Python said, if the package cannot be loaded or does not answer, and that of
     /// [`SelfTest::compare`]; [`Engine`](crate::ErrorKind::Engine) if Python was killed or took too long.
-    pub fn check(&self, folder: &Path, test: &SelfTest) -> Result<Option<Passed>> {
+    pub fn check(&self, folder: &Path, test: &SelfTest) -> Result<Option<LoaderPassed>> {
         if !has_own_runtime(folder)? {
             return Ok(None);
         }
@@ -133,7 +133,7 @@ impl PythonLoader {
         let answered = serde_json::from_slice(&bytes).map_err(|e| Error::package("no answers").with_source(e));
         let Answered { loader, answers } = answered.context(|| format!("MLflow in '{}'", self.program.display()))?;
         let difference = test.compare(&answers).context(|| format!("self-test by {loader}"))?;
-        Ok(Some(Passed { by: loader, difference }))
+        Ok(Some(LoaderPassed { name: loader, difference }))
     }
 
     /// Runs Python in `folder`; what it said on both outputs, together.

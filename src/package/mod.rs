@@ -3,7 +3,7 @@
 //! A package is written once, whole: [`write_package`] ends with `medtune-manifest.json`, which lists every other file with
 //! size and SHA-256, so a folder that has it is complete and [`verify_package`] can prove it unchanged. Packages hold no
 //! pickle; the Python that MLflow imports is short, under a module name made from its own hash, so packages of different
-//! versions can be loaded into one process. No path of a package leads out of it, and no link is followed.
+//! versions can be loaded into one process. `self-test.json` has what the model answers to made-up images. No path of a package leads out of it, and no link is followed.
 
 pub mod card;
 pub mod config;
@@ -20,7 +20,7 @@ pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, Task};
 pub use loader::PythonLoader;
 pub use manifest::{FileEntry, Manifest};
 pub use reader::{Package, package_files, read_package, verify_package};
-pub use self_test::{Answers, Passed, SelfTest};
+pub use self_test::{Answers, Checked, SelfTest};
 pub use writer::{PackageSpec, write_package};
 
 /// The folder of weights and settings inside a package, which the MLflow loader is given.

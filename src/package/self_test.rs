@@ -16,9 +16,6 @@ const FORMAT_VERSION: u32 = 1;
 /// How far an answer may be from the expected one, in any value. Vectors have length 1 and scores add up to 1.
 pub const TOLERANCE: f64 = 1e-4;
 
-/// What [`Passed::by`] says of this program.
-pub const OURSELVES: &str = "medtune";
-
 /// One image of the self-test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,11 +43,20 @@ pub struct Answers {
     pub scores: Vec<Vec<f32>>,
 }
 
-/// What a check of a package came to.
+/// What a check that a package has passed came to.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Passed {
-    /// Who answered.
-    pub by: String,
+pub struct Checked {
+    /// The largest difference of any value that this program computes from the expected one; `None` without libtorch.
+    pub own: Option<f64>,
+    /// What the package's loader answered; `None` if no Python was named, or its code is not this program's.
+    pub loader: Option<LoaderPassed>,
+}
+
+/// A loader whose answers are the expected ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoaderPassed {
+    /// The versions of MLflow and torch.
+    pub name: String,
     /// The largest difference of any value from the expected one.
     pub difference: f64,
 }

@@ -8,8 +8,9 @@ use crate::cli::place::Place;
 use crate::cli::python::PythonArgument;
 use crate::cli::register::{self, RegisterArguments};
 use crate::config::Environment;
+use crate::config::packaging::Packaging;
 use crate::error::Result;
-use crate::package::{self, Passed, PythonLoader};
+use crate::package::{self, Checked, PythonLoader};
 use crate::registry::{AssetKind, open_local, verify_version};
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
@@ -34,10 +35,7 @@ pub(in crate::cli) enum ModelVerb {
         #[arg(long, default_value_t = 0)]
         seed: u64,
         #[command(flatten)]
-        terms: TermsArguments,
-        /// Halve the package: store matrices and kernels in bfloat16.
-        #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-        stored_weights: Stored,
+        packaging: Packaging,
         #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
@@ -55,10 +53,7 @@ pub(in crate::cli) enum ModelVerb {
         #[arg(long)]
         no_self_test: bool,
         #[command(flatten)]
-        terms: TermsArguments,
-        /// Halve the package: store matrices and kernels in bfloat16.
-        #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-        stored_weights: Stored,
+        packaging: Packaging,
         #[command(flatten)]
         python: PythonArgument,
         /// Print the version as JSON.
@@ -81,42 +76,6 @@ pub(in crate::cli) enum ModelVerb {
     Register(RegisterArguments),
 }
 
-/// The number type of the weights in a package.
-#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
-pub(in crate::cli) enum Stored {
-    #[default]
-    F32,
-    Bf16,
-}
-
-#[cfg(feature = "torch")]
-impl From<Stored> for crate::config::parameters::StoredWeights {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::F32 => Self::F32,
-            Stored::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-/// How the model may be used.
-#[derive(Debug, clap::Args)]
-pub(in crate::cli) struct TermsArguments {
-    /// The licence of the weights, for the model card: an SPDX identifier, or a name and where its text is.
-    #[arg(long, value_name = "TEXT")]
-    license: Option<String>,
-    /// What the model is meant for, for the model card.
-    #[arg(long, value_name = "TEXT")]
-    intended_use: Option<String>,
-}
-
-#[cfg(feature = "torch")]
-impl From<TermsArguments> for crate::config::parameters::TermsOfUse {
-    fn from(TermsArguments { license, intended_use }: TermsArguments) -> Self {
-        Self { license, intended_use }
-    }
-}
-
 impl ModelVerb {
     /// Whether tensors are computed with.
     #[cfg(feature = "torch")]
@@ -130,28 +89,19 @@ impl ModelVerb {
     pub(in crate::cli) fn run(self, store: &Place, environment: &Environment) -> Result<()> {
         match self {
             #[cfg(feature = "torch")]
-            ModelVerb::Init { name, config, label_texts, vocabulary, seed, terms, stored_weights, python, json } => {
+            ModelVerb::Init { name, config, label_texts, vocabulary, seed, packaging, python, json } => {
                 let python = python.find(environment, None)?;
-                let request = crate::jobs::models::InitRequest {
-                    name,
-                    config,
-                    label_texts,
-                    vocabulary,
-                    seed,
-                    terms: terms.into(),
-                    stored: stored_weights.into(),
-                };
+                let request =
+                    crate::jobs::models::InitRequest { name, config, label_texts, vocabulary, seed, packaging };
                 let store = store.open()?;
                 registered(&store, crate::jobs::models::init_model(&store, &request, python.as_ref())?, json)
             }
             #[cfg(feature = "torch")]
-            ModelVerb::Import { name, folder, no_self_test, terms, stored_weights, python, json } => {
+            ModelVerb::Import { name, folder, no_self_test, packaging, python, json } => {
                 let python = python.find(environment, None)?;
                 let folder = store.local(&folder)?;
                 let store = store.open()?;
-                let (terms, self_test) = (terms.into(), !no_self_test);
-                let stored = stored_weights.into();
-                let request = crate::jobs::models::ImportRequest { name, folder, terms, stored, self_test };
+                let request = crate::jobs::models::ImportRequest { name, folder, packaging, self_test: !no_self_test };
                 let imported = crate::jobs::models::import_model(&store, &request, python.as_ref())?;
                 if let Some(report) = imported.report.filter(|_| !json) {
                     output::line(&report.summary())?;
@@ -190,27 +140,31 @@ fn verify(store: &Place, target: &str) -> Result<(PathBuf, String)> {
 /// Asks the model in a package what its self-test asks, in every way that this program can.
 fn ask(folder: &Path, shown: &str, python: Option<&PythonLoader>) -> Result<()> {
     #[cfg(feature = "torch")]
-    let passed = crate::jobs::self_test::check(&package::read_package(folder)?, python)?;
+    let checked = crate::jobs::self_test::check(&package::read_package(folder)?, python)?;
     #[cfg(not(feature = "torch"))]
-    let passed = by_loader_alone(folder, python)?;
-    let asked = passed.as_ref().is_some_and(|passed| passed.iter().any(|p| p.by != package::self_test::OURSELVES));
-    if python.is_some() && passed.is_some() && !asked {
-        output::line(&format!("{shown}: MLflow was not asked: {}", package::loader::NOT_OURS))?;
-    }
-    match passed {
-        None => {
-            output::line(&format!("{shown}: it has no self-test, which packages of earlier versions of medtune lack"))
+    let checked = by_loader_alone(folder, python)?;
+    let Some(Checked { own, loader }) = checked else {
+        return output::line(&format!(
+            "{shown}: it has no self-test, which packages of earlier versions of medtune lack"
+        ));
+    };
+    let passed = |by: &str, difference: f64| {
+        output::line(&format!("{shown}: self-test passed by {by}, largest difference {difference:.1e}"))
+    };
+    own.map_or(Ok(()), |difference| passed("medtune", difference))?;
+    match loader {
+        Some(loader) => passed(&loader.name, loader.difference),
+        None if python.is_some() => {
+            output::line(&format!("{shown}: MLflow was not asked: {}", package::loader::NOT_OURS))
         }
-        Some(passed) => passed.iter().try_for_each(|Passed { by, difference }| {
-            output::line(&format!("{shown}: self-test passed by {by}, largest difference {difference:.1e}"))
-        }),
+        None => Ok(()),
     }
 }
 
 #[cfg(not(feature = "torch"))]
-fn by_loader_alone(folder: &Path, python: Option<&PythonLoader>) -> Result<Option<Vec<Passed>>> {
+fn by_loader_alone(folder: &Path, python: Option<&PythonLoader>) -> Result<Option<Checked>> {
     tracing::warn!("self-test: this medtune was built without libtorch and has not computed the answers");
     let Some(test) = package::SelfTest::read(folder)? else { return Ok(None) };
-    let found = python.map(|python| python.check(folder, &test)).transpose()?.flatten();
-    Ok(Some(found.into_iter().collect()))
+    let loader = python.map(|python| python.check(folder, &test)).transpose()?.flatten();
+    Ok(Some(Checked { own: None, loader }))
 }
