@@ -13,6 +13,9 @@ pub struct Packaging {
     /// The number type of the weights in the package; bf16 halves it.
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub stored_weights: StoredWeights,
+    /// Add ONNX models of the encoders, for runtimes without Python.
+    #[arg(long)]
+    pub onnx: bool,
 }
 
 /// The number type that a package's weights are stored in; they are computed with in f32.

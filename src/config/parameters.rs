@@ -213,6 +213,8 @@ pub struct FinetuneParameters {
     pub model_card: TermsOfUse,
     /// The number type of the weights in the package.
     pub stored_weights: StoredWeights,
+    /// Whether the package holds ONNX models of both encoders too, for runtimes without Python.
+    pub onnx: bool,
 }
 
 impl Default for FinetuneParameters {
@@ -229,6 +231,7 @@ impl Default for FinetuneParameters {
             training: BTreeMap::new(),
             model_card: TermsOfUse::default(),
             stored_weights: StoredWeights::default(),
+            onnx: false,
         }
     }
 }
@@ -259,6 +262,8 @@ pub struct AssembleParameters {
     pub input_channels: Option<usize>,
     /// What the model card says of how the model may be used.
     pub model_card: TermsOfUse,
+    /// Whether the package holds an ONNX model of the classifier too, for runtimes without Python.
+    pub onnx: bool,
 }
 
 impl Default for AssembleParameters {
@@ -268,6 +273,7 @@ impl Default for AssembleParameters {
             hidden_dimensions: None,
             input_channels: None,
             model_card: TermsOfUse::default(),
+            onnx: false,
         }
     }
 }

@@ -233,7 +233,8 @@ pub fn model_config(package: &Package) -> Result<ModelConfig> {
     read_model_config(&package.model_config())
 }
 
-fn read_model_config(path: &Path) -> Result<ModelConfig> {
+/// As [`model_config`], of that file.
+pub(crate) fn read_model_config(path: &Path) -> Result<ModelConfig> {
     let yaml = crate::config::read_yaml(path).map_err(|e| e.with_kind(crate::ErrorKind::Package))?;
     ModelConfig::from_yaml(&yaml, &path.display().to_string())
 }

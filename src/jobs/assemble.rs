@@ -77,6 +77,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &AssembleParameters) ->
     let mut config = base.config.clone();
     config.task = Task::Classification;
     config.classifier = Some(classifier);
+    config.onnx = parameters.onnx;
     // fine-tuned when the embedding model was: its training is in its provenance
     let finetuned = base.config.provenance.get("training").is_some();
     let terms = parameters.model_card.or(models::terms_of(&base.config.provenance));

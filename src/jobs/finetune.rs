@@ -242,6 +242,7 @@ fn package(
     let mut config = base.config.clone();
     config.task = crate::package::Task::Embeddings;
     config.classifier = None;
+    config.onnx = parameters.onnx;
     let terms = parameters.model_card.or(models::terms_of(&base.config.provenance));
     config.provenance = json!({
         "model_card": terms,

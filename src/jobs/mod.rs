@@ -9,6 +9,7 @@ mod assemble;
 mod embed;
 mod estimate;
 mod evaluate;
+pub mod export;
 mod finetune;
 mod follow;
 mod inputs;

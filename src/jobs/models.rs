@@ -79,7 +79,7 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
     let identity = json!({
         "code": CODE_VERSION, "config": config.to_yaml(), "pixels": pixels, "seed": request.seed,
         "tokenizer": sha256_hex(&vocabulary), "model_card": request.packaging.terms,
-        "stored_weights": request.packaging.stored_weights,
+        "stored_weights": request.packaging.stored_weights, "onnx": request.packaging.onnx,
     });
     let owner = format!("init/{}", sha256_hex(identity.to_string().as_bytes()));
     if let Some(existing) =
@@ -100,7 +100,7 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
         "base_model_name": "MedImageInsight architecture, random weights", "model_card": request.packaging.terms,
         "stored_weights": request.packaging.stored_weights,
     });
-    let package = embedding_config(weights_name, pixels, provenance);
+    let package = PackageConfig { onnx: request.packaging.onnx, ..embedding_config(weights_name, pixels, provenance) };
     let card = ModelCard {
         title: request.name.clone(),
         base_model: "none: random weights, to be trained".to_owned(),
@@ -155,14 +155,14 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
         let owner = format!("import/{}", package.digest);
         if request.packaging != Packaging::default() {
             return Err(Error::usage(format!(
-                "model import: '{}' is a package of medtune, which stays as it is; leave --license, --intended-use and --stored-weights out",
+                "model import: '{}' is a package of medtune, which stays as it is; leave --license, --intended-use, --stored-weights and --onnx out",
                 folder.display()
             )));
         }
         if !request.self_test {
             tracing::warn!("the package is taken without its self-test");
         } else if let Some(checked) = self_test::check(&package, python)? {
-            self_test::log(&checked, python);
+            self_test::log(&checked);
         } else {
             tracing::warn!("the package has no self-test: it is of an earlier medtune");
         }
@@ -209,7 +209,8 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
     let digest = crate::storage::sha256_file(&checkpoints.join(&weights_name))?.sha256;
     let vocabulary = crate::storage::sha256_file(&checkpoints.join(TOKENIZER).join("tokenizer.json"))?.sha256;
     let settings = serde_yaml_ng::to_string(&yaml).map_err(|e| Error::internal("cannot write YAML").with_source(e))?;
-    let identity = json!([digest, vocabulary, CODE_VERSION, settings, request.packaging.terms]).to_string();
+    let identity = json!([digest, vocabulary, CODE_VERSION, settings, request.packaging.terms, request.packaging.onnx])
+        .to_string();
     let owner = format!("import/{}", sha256_hex(identity.as_bytes()));
     let existing = list_versions(store, AssetKind::Model, name)?.into_iter().find(|v| v.owner == owner);
     if let Some(version) = existing {
@@ -224,6 +225,7 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
             "weights_report": report, "model_card": request.packaging.terms, "stored_weights": request.packaging.stored_weights,
         }),
     );
+    let package = PackageConfig { onnx: request.packaging.onnx, ..package };
     let card = ModelCard {
         title: name.to_owned(),
         base_model: "imported MedImageInsight weights".to_owned(),
@@ -290,6 +292,7 @@ fn embedding_config(weights: &str, pixels: PixelContract, provenance: Value) -> 
         tokenizer: format!("{TOKENIZER}/tokenizer.json"),
         pixels,
         classifier: None,
+        onnx: false,
         provenance,
     }
 }
@@ -372,7 +375,7 @@ fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::package(format!("'{}' holds no folder with vocab.json and merges.txt", folder.display())))
 }
 
-/// Links the checkpoints of a package into `target`, without what belongs to a classifier.
+/// Links the checkpoints of a package into `target`, without what belongs to a classifier, and without ONNX models.
 pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
     let source = base.checkpoints();
     let mut open = vec![source.clone()];
@@ -384,6 +387,10 @@ pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
                 if !matches!(relative.to_str(), Some("classifier" | "adapter")) {
                     open.push(path);
                 }
+                continue;
+            }
+            // they are of other weights; where they are wanted they are written anew
+            if relative.extension().is_some_and(|extension| extension == "onnx") {
                 continue;
             }
             let to = target.join(&relative);

@@ -1,17 +1,17 @@
 //! The self-test of packages: what a model answers to made-up images when it is packaged, and whether it still does.
 //!
-//! Three implementations are held against one another: the expected answers come from the layers that training goes through, in f32; they are
+//! Several implementations are held against one another: the expected answers come from the layers that training goes through, in f32; they are
 //! computed again from the written package by the layers of inference; and, where the user names a Python that has MLflow, by the loader
-//! in the package. A package that does not pass is not published.
+//! in the package, and by ONNX Runtime where it holds ONNX models. A package that does not pass is not published.
 
 use super::predict::Head;
 use crate::error::{Context, Result};
 use crate::imaging::{RgbImage, encode_jpeg};
-use crate::infer::Encoder;
-use crate::model::weights;
-use crate::package::loader::NOT_OURS;
+use crate::infer::{Encoder, read_model_config};
+use crate::model::{onnx, weights};
 use crate::package::{
-    Answers, Checked, Package, PackageConfig, PackageSpec, PythonLoader, SelfTest, Task, read_package, write_package,
+    Answers, Asked, Checked, MODEL_CONFIG_FILE, Package, PackageConfig, PackageSpec, PythonLoader, SelfTest, Task,
+    read_package, write_package,
 };
 use std::path::Path;
 use tch::Device;
@@ -20,37 +20,42 @@ use tch::Device;
 const TEXTS: [&str; 2] = ["normal chest radiograph", "x-ray of the left knee, 2 projections; no fracture (µ ≤ 0.5)"];
 const QUALITY: u8 = 90;
 
-/// Writes a package that has a self-test, and checks it: after this call it may be published.
+/// Writes a package that has a self-test, and ONNX models where its configuration says so, and checks it: after this call it may be published.
 ///
 /// # Errors
 /// Those of [`write_package`] and [`check`]; [`crate::ErrorKind::Package`] for weights whose answers are no finite numbers.
 pub(super) fn write_checked(spec: &PackageSpec<'_>, folder: &Path, python: Option<&PythonLoader>) -> Result<()> {
+    if spec.config.onnx {
+        let model = read_model_config(&spec.checkpoints.join(MODEL_CONFIG_FILE))?;
+        onnx::write(spec.checkpoints, &spec.config, &model).context(|| "ONNX models")?;
+    }
     let test = make(spec.checkpoints, &spec.config).context(|| "self-test")?;
     write_package(spec, &test, folder)?;
     if let Some(checked) = check(&read_package(folder)?, python)? {
-        log(&checked, python);
+        log(&checked);
     }
     Ok(())
 }
 
 /// For whoever publishes, and has no other place to say it.
-pub(super) fn log(Checked { own, loader }: &Checked, python: Option<&PythonLoader>) {
+pub(super) fn log(Checked { own, others }: &Checked) {
     let passed =
         |by: &str, difference: f64| tracing::info!(%by, difference = %format!("{difference:.1e}"), "self-test passed");
     if let Some(difference) = *own {
         passed("medtune", difference);
     }
-    match loader {
-        Some(loader) => passed(&loader.name, loader.difference),
-        None if python.is_some() => tracing::warn!("self-test: MLflow was not asked: {NOT_OURS}"),
-        None => {}
+    for program in &others.passed {
+        passed(&program.name, program.difference);
+    }
+    if let Some(why) = &others.not_asked {
+        tracing::warn!("self-test: {why}");
     }
 }
 
 /// Asks the package's model again what its self-test asks; without one, `None`.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Package`], naming the image or text, where an answer is not the expected one, or when MLflow cannot use the package;
+/// [`crate::ErrorKind::Package`], naming the image or text, where an answer is not the expected one, or when MLflow or ONNX Runtime cannot use the package;
 /// those of [`PythonLoader::check`].
 pub fn check(package: &Package, python: Option<&PythonLoader>) -> Result<Option<Checked>> {
     let Some(test) = SelfTest::read(&package.dir)? else { return Ok(None) };
@@ -60,8 +65,8 @@ pub fn check(package: &Package, python: Option<&PythonLoader>) -> Result<Option<
         answers(&encoder, (&package.checkpoints(), &package.config), &test.decoded()?, &test.texts)
     };
     let own = answered().and_then(|found| test.compare(&found)).context(|| "self-test")?;
-    let loader = python.map(|python| python.check(&package.dir, &test)).transpose()?.flatten();
-    Ok(Some(Checked { own: Some(own), loader }))
+    let others = python.map_or(Ok(Asked::default()), |python| python.check(&package.dir, &test))?;
+    Ok(Some(Checked { own: Some(own), others }))
 }
 
 /// The self-test of what is in a folder of checkpoints.

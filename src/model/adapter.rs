@@ -25,6 +25,8 @@ pub const CONFIG_FILE: &str = "config.json";
 
 /// Width of the embedding layers, fixed by the public checkpoints.
 const EMBEDDING_WIDTH: i64 = 512;
+/// Epsilon of its layer norm.
+pub(super) const EPS: f64 = 1e-5;
 
 /// Sizes of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,7 +215,7 @@ impl Adapter {
         (|| {
             let x = linear(&linear(embeddings, "vision_embd.0")?.f_gelu("none")?, "vision_embd.2")?;
             let norm = (Some(t("vision_embd.3.weight")), Some(t("vision_embd.3.bias")));
-            let x = x.f_layer_norm([EMBEDDING_WIDTH], norm.0, norm.1, 1e-5, false)?;
+            let x = x.f_layer_norm([EMBEDDING_WIDTH], norm.0, norm.1, EPS, false)?;
             let x = middle(&middle(&x, "retrieval_conv.0")?.f_gelu("none")?, "retrieval_conv.2")?;
             linear(&x, "prediction_head.0")
         })()

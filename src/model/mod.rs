@@ -10,6 +10,7 @@ pub mod davit;
 pub mod droppath;
 pub mod init;
 pub mod layers;
+pub mod onnx;
 pub mod params;
 mod state_dict;
 pub mod text;

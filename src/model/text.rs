@@ -8,7 +8,7 @@ use crate::error::Result;
 use tch::{Kind, Tensor};
 
 /// Epsilon of every layer norm of the text encoder.
-const EPS: f64 = 1e-12;
+pub(super) const EPS: f64 = 1e-12;
 
 /// The text encoder.
 #[derive(Debug)]

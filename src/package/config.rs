@@ -77,6 +77,9 @@ pub struct PackageConfig {
     pub pixels: PixelContract,
     /// The classifier; `None` for embeddings.
     pub classifier: Option<ClassifierConfig>,
+    /// Whether the package holds [`onnx_models`] too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub onnx: bool,
     /// Where the model comes from, free form.
     #[serde(default)]
     pub provenance: serde_json::Value,
@@ -150,6 +153,9 @@ impl PackageConfig {
                 files.push(adapter_config(adapter));
             }
         }
+        if self.onnx {
+            files.extend(onnx_models(self.task).iter().map(|&file| file.to_owned()));
+        }
         files
     }
 
@@ -167,6 +173,22 @@ impl PackageConfig {
             return Err(Error::package(format!("'{}' has no labels", path.display())));
         }
         Ok(labels)
+    }
+}
+
+/// The image encoder of an embedding model, an ONNX model.
+pub const IMAGE_ENCODER_ONNX: &str = "image_encoder.onnx";
+/// The text encoder of an embedding model, an ONNX model.
+pub const TEXT_ENCODER_ONNX: &str = "text_encoder.onnx";
+/// A classifier, an ONNX model.
+pub const CLASSIFIER_ONNX: &str = "classifier.onnx";
+
+/// The ONNX models of a package that does `task`, where it has any. They refer to its weights, so they belong to these files only.
+#[must_use]
+pub fn onnx_models(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Embeddings => &[IMAGE_ENCODER_ONNX, TEXT_ENCODER_ONNX],
+        Task::Classification => &[CLASSIFIER_ONNX],
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Deserialize;
 
-use super::self_test::{Answers, LoaderPassed, SelfTest};
+use super::self_test::{Answers, Asked, LoaderPassed, SelfTest};
 use super::{CHECKPOINTS, runtime};
 use crate::config::Environment;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -38,9 +38,8 @@ const ADDED: [(&str, &str); 4] = [
     ("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"),
 ];
 
-/// Why the loader in a package is not tried.
-pub const NOT_OURS: &str =
-    "the Python in the package is not what this version of medtune writes; use the version that wrote it";
+/// Why neither the loader in a package nor its ONNX models are tried.
+const NOT_OURS: &str = "MLflow was not asked: the Python in the package is not what this version of medtune writes; use the version that wrote it";
 
 /// A Python that has MLflow.
 #[derive(Debug, Clone)]
@@ -51,10 +50,17 @@ pub struct PythonLoader {
     environment: Environment,
 }
 
-/// What the loader answered, and its versions.
+/// What the script wrote.
+#[derive(Deserialize)]
+struct Report {
+    programs: Vec<Answered>,
+    not_asked: Option<String>,
+}
+
+/// What a program answered, and its versions.
 #[derive(Deserialize)]
 struct Answered {
-    loader: String,
+    name: String,
     answers: Answers,
 }
 
@@ -95,15 +101,16 @@ impl PythonLoader {
             .map_err(|e| Error::io("create", &self.work_folder, e))
     }
 
-    /// Loads the package in `folder` with MLflow and asks it what its self-test `test` asks. `None` when its Python is not that of this program: code
+    /// Loads the package in `folder` with MLflow and asks it what its self-test `test` asks; its ONNX models too, where this Python has ONNX
+    /// Runtime. Nothing is asked when its Python is not that of this program: code
     /// that came from elsewhere is not run, and neither are the package's own files, but what this program would have written there.
     ///
     /// # Errors
     /// [`Package`](crate::ErrorKind::Package) with the end of what Python said, if the package cannot be loaded or does not answer, and that of
     /// [`SelfTest::compare`]; [`Engine`](crate::ErrorKind::Engine) if Python was killed or took too long.
-    pub fn check(&self, folder: &Path, test: &SelfTest) -> Result<Option<LoaderPassed>> {
+    pub fn check(&self, folder: &Path, test: &SelfTest) -> Result<Asked> {
         if !has_own_runtime(folder)? {
-            return Ok(None);
+            return Ok(Asked { not_asked: Some(NOT_OURS.to_owned()), ..Asked::default() });
         }
         let folder = std::path::absolute(folder).map_err(|e| Error::io("find", folder, e))?;
         let scratch = self.scratch()?;
@@ -124,16 +131,19 @@ impl PythonLoader {
         let (status, said) = self.run(scratch.path(), &arguments, TIME)?;
         if !status.success() {
             return Err(Error::package(format!(
-                "the package cannot be used by MLflow in '{}', which ended with {status}: {}",
+                "the package cannot be used in Python '{}', which ended with {status}: {}",
                 self.program.display(),
                 last(&said)
             )));
         }
         let bytes = fs::read(&answers).map_err(|e| Error::io("read", &answers, e))?;
         let answered = serde_json::from_slice(&bytes).map_err(|e| Error::package("no answers").with_source(e));
-        let Answered { loader, answers } = answered.context(|| format!("MLflow in '{}'", self.program.display()))?;
-        let difference = test.compare(&answers).context(|| format!("self-test by {loader}"))?;
-        Ok(Some(LoaderPassed { name: loader, difference }))
+        let Report { programs, not_asked } = answered.context(|| format!("Python '{}'", self.program.display()))?;
+        let compare = |Answered { name, answers }: Answered| {
+            let difference = test.compare(&answers).context(|| format!("self-test by {name}"))?;
+            Ok(LoaderPassed { name, difference })
+        };
+        Ok(Asked { passed: programs.into_iter().map(compare).collect::<Result<_>>()?, not_asked })
     }
 
     /// Runs Python in `folder`; what it said on both outputs, together.

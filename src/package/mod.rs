@@ -16,11 +16,11 @@ pub mod self_test;
 mod writer;
 
 pub use card::ModelCard;
-pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, Task};
+pub use config::{ClassifierConfig, ClassifierKind, PackageConfig, Task, onnx_models};
 pub use loader::PythonLoader;
 pub use manifest::{FileEntry, Manifest};
 pub use reader::{Package, package_files, read_package, verify_package};
-pub use self_test::{Answers, Checked, SelfTest};
+pub use self_test::{Answers, Asked, Checked, SelfTest};
 pub use writer::{PackageSpec, write_package};
 
 /// The folder of weights and settings inside a package, which the MLflow loader is given.

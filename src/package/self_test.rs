@@ -48,14 +48,23 @@ pub struct Answers {
 pub struct Checked {
     /// The largest difference of any value that this program computes from the expected one; `None` without libtorch.
     pub own: Option<f64>,
-    /// What the package's loader answered; `None` if no Python was named, or its code is not this program's.
-    pub loader: Option<LoaderPassed>,
+    /// Programs of the Python that was named.
+    pub others: Asked,
 }
 
-/// A loader whose answers are the expected ones.
+/// Which programs gave the expected answers: the package's loader, and ONNX Runtime where it holds ONNX models.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Asked {
+    /// Those that did; none without a Python.
+    pub passed: Vec<LoaderPassed>,
+    /// Who was not asked, and why.
+    pub not_asked: Option<String>,
+}
+
+/// A program whose answers are the expected ones.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderPassed {
-    /// The versions of MLflow and torch.
+    /// What it is, with versions.
     pub name: String,
     /// The largest difference of any value from the expected one.
     pub difference: f64,

@@ -178,7 +178,10 @@ fn taken(dest: &Path, reference: &str) -> Error {
 }
 
 /// Whether something other than an empty folder is at `path`.
-fn occupied(path: &Path) -> Result<bool> {
+///
+/// # Errors
+/// Those of looking it up.
+pub(crate) fn occupied(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => {
             let mut entries = fs::read_dir(path).map_err(|e| Error::io("list", path, e))?;

@@ -41,6 +41,8 @@ mod tracking;
 mod version;
 
 pub use aliases::{aliases, remove_alias, set_alias};
+#[cfg(feature = "torch")]
+pub(crate) use content::occupied;
 pub use content::{folder_files, pull, verify_version};
 pub use diff::{ChangedFile, FieldDiff, FileContent, FilesDiff, VersionDiff, diff};
 pub use gc::{Debris, DebrisKind, GcOptions, GcReport, Kept, gc};

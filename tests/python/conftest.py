@@ -141,7 +141,7 @@ def pipeline():
 
     def assemble(name, **inputs):
         inputs |= {"mlflow_model_path": "model:base@latest", "label_file": out("prepare", "label_file")}
-        return {"kind": "Assemble", "inputs": inputs, "outputs": {"classification_mlflow_model": name}}
+        return {"kind": "Assemble", "inputs": inputs, "parameters": {"onnx": True}, "outputs": {"classification_mlflow_model": name}}
 
     embeddings = {f"{split}_embeddings": out(f"embed-{split}", "embeddings") for split in ("train", "validation", "test")}
     texts = {f"{split}_text_tsv": out("prepare", f"{split}_text_tsv") for split in ("train", "validation", "test")}

@@ -31,6 +31,13 @@ def standardised(data, size, quality):
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
+def rgb(settings, images):
+    """Bytes [n, H, W, 3] of encoded images, before they are normalised; `settings` is `pixels` of medtune.json."""
+    size, quality = (settings[f"image_standardization_{key}"] for key in ("image_size", "jpeg_compression_ratio"))
+    height, width = settings["image_size"]
+    return np.stack([np.asarray(resized(standardised(data, size, quality), width, height)) for data in images])
+
+
 def pixels(data, settings, size=None, quality=None):
     """The pixel path by Pillow: f32 [3, H, W] of encoded `data`; `settings` is `pixels` of medtune.json."""
     size = size or settings["image_standardization_image_size"]
@@ -190,7 +197,8 @@ class Package:
     def __init__(self, folder):
         root = Path(folder) / "artifacts" / "checkpoints"
         self.settings = json.loads((root / "medtune.json").read_text())
-        state = load_file(root / self.settings["weights"])
+        # stored in half precision they are computed with in f32
+        state = {name: tensor.float() for name, tensor in load_file(root / self.settings["weights"]).items()}
         self.model = Reference(yaml.safe_load((root / "config.yaml").read_text()), state)
         self.tokenizer = Tokenizer.from_file(str(root / self.settings["tokenizer"]))
         self.logit_scale = float(state["logit_scale"])

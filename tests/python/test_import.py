@@ -11,11 +11,12 @@ import sys
 import zipfile
 
 import handmade
+import onnxruntime
 import pytest
 import torch
 import yaml
 from harness import environment, invoke, refused, succeed
-from reference import Package
+from reference import Package, rgb
 from safetensors.torch import load_file, save_file
 
 MODEL = "medimageinsigt-v1.0.0"  # spelled as published
@@ -258,7 +259,7 @@ def test_fine_tuned_weights_go_back_under_the_original_names(run, state, medtune
     assert texts
     folder = community(tmp_path / "theirs", SAVED["safetensors"](state))
     store = ["--store", run.store]
-    medtune(*store, "model", "import", "--name", "theirs", folder)
+    medtune(*store, "model", "import", "--name", "theirs", "--onnx", folder)
     recipe = tmp_path / "train.yaml"
     recipe.write_text(yaml.safe_dump({"MAX_NUM_EPOCHS": 1, "TRAIN": {"BATCH_SIZE_TOTAL": 48}, "START_LEARNING_RATE": 1e-3, "EVAL_AT_START": False}))
     inputs = {
@@ -270,7 +271,7 @@ def test_fine_tuned_weights_go_back_under_the_original_names(run, state, medtune
     }
     job = tmp_path / "job.yaml"
     outputs = {"mlflow_model_folder": "theirs-tuned"}
-    parameters = {"prompt_templates": "imagenet", "stored_weights": stored}
+    parameters = {"prompt_templates": "imagenet", "stored_weights": stored, "onnx": True}
     job.write_text(yaml.safe_dump({"version": 1, "kind": "Finetune", "inputs": inputs, "parameters": parameters, "outputs": outputs}))
     medtune(*store, "run", job)
     medtune(*store, "model", "pull", "theirs-tuned@latest", tmp_path / "tuned")
@@ -284,6 +285,11 @@ def test_fine_tuned_weights_go_back_under_the_original_names(run, state, medtune
     assert ("stored in bfloat16" in (tmp_path / "tuned/README.md").read_text()) == (stored == "bf16")
     provenance = package.settings["provenance"]
     assert provenance["prompt_preset"] == "imagenet" and len(provenance["prompt_templates"]) == 81
+    # the models are of these weights: those of the base would read other numbers, or the same at other places
+    files = [path.read_bytes() for path in run.images()[:2]]
+    vectors = package.image_features(files)
+    session = onnxruntime.InferenceSession(tmp_path / "tuned/artifacts/checkpoints/image_encoder.onnx")
+    torch.testing.assert_close(torch.tensor(session.run(None, {"images": rgb(package.settings["pixels"], files)})[0]), vectors, rtol=0, atol=2e-5)
     # put back into the folder it came from, it is imported again as it is
     shutil.copy(tuned, folder / "vision_model" / tuned.name)
     medtune("--store", tmp_path / "other", "model", "import", "--name", "back", folder)

@@ -70,6 +70,13 @@ pub(in crate::cli) enum ModelVerb {
         #[command(flatten)]
         python: PythonArgument,
     },
+    /// Write ONNX models of a version or package folder, for runtimes without Python, into a new folder with the weights that they refer to.
+    ExportOnnx {
+        /// NAME@VERSION, or a package's folder.
+        target: String,
+        /// The folder to make.
+        folder: PathBuf,
+    },
     #[command(flatten)]
     Versions(VersionsVerb),
     /// Register a version and its run at an MLflow server; what is there already is kept.
@@ -82,7 +89,10 @@ impl ModelVerb {
     pub(in crate::cli) fn computes(&self) -> bool {
         matches!(
             self,
-            ModelVerb::Init { .. } | ModelVerb::Import { .. } | ModelVerb::Verify { no_self_test: false, .. }
+            ModelVerb::Init { .. }
+                | ModelVerb::Import { .. }
+                | ModelVerb::ExportOnnx { .. }
+                | ModelVerb::Verify { no_self_test: false, .. }
         )
     }
 
@@ -108,11 +118,20 @@ impl ModelVerb {
                 }
                 registered(&store, (imported.version, imported.new), json)
             }
+            #[cfg(feature = "torch")]
+            ModelVerb::ExportOnnx { target, folder } => {
+                let (package, _) = verified(store, &target)?;
+                let models = crate::jobs::export::export_onnx(&package::read_package(&package)?, &folder)?;
+                models.iter().try_for_each(|path| output::line(&path.display().to_string()))
+            }
             #[cfg(not(feature = "torch"))]
-            ModelVerb::Init { .. } | ModelVerb::Import { .. } => Err(crate::cli::needs_torch()),
+            ModelVerb::Init { .. } | ModelVerb::Import { .. } | ModelVerb::ExportOnnx { .. } => {
+                Err(crate::cli::needs_torch())
+            }
             ModelVerb::Verify { target, no_self_test, python } => {
                 let python = if no_self_test { None } else { python.find(environment, None)? };
-                let (folder, shown) = verify(store, &target)?;
+                let (folder, shown) = verified(store, &target)?;
+                output::line(&format!("{shown}: every file is as it was written"))?;
                 if no_self_test { Ok(()) } else { ask(&folder, &shown, python.as_ref()) }
             }
             ModelVerb::Register(arguments) => register::run(arguments, store, environment),
@@ -122,7 +141,7 @@ impl ModelVerb {
 }
 
 /// The folder of a version or package whose files are as they were written, and what it is called.
-fn verify(store: &Place, target: &str) -> Result<(PathBuf, String)> {
+fn verified(store: &Place, target: &str) -> Result<(PathBuf, String)> {
     let folder = Path::new(target);
     let (folder, shown) = if folder.is_dir() {
         (folder.to_owned(), target.to_owned())
@@ -133,7 +152,6 @@ fn verify(store: &Place, target: &str) -> Result<(PathBuf, String)> {
         (open_local(&store, &version)?, version.reference())
     };
     package::verify_package(&folder)?;
-    output::line(&format!("{shown}: every file is as it was written"))?;
     Ok((folder, shown))
 }
 
@@ -143,7 +161,7 @@ fn ask(folder: &Path, shown: &str, python: Option<&PythonLoader>) -> Result<()> 
     let checked = crate::jobs::self_test::check(&package::read_package(folder)?, python)?;
     #[cfg(not(feature = "torch"))]
     let checked = by_loader_alone(folder, python)?;
-    let Some(Checked { own, loader }) = checked else {
+    let Some(Checked { own, others }) = checked else {
         return output::line(&format!(
             "{shown}: it has no self-test, which packages of earlier versions of medtune lack"
         ));
@@ -152,19 +170,14 @@ fn ask(folder: &Path, shown: &str, python: Option<&PythonLoader>) -> Result<()> 
         output::line(&format!("{shown}: self-test passed by {by}, largest difference {difference:.1e}"))
     };
     own.map_or(Ok(()), |difference| passed("medtune", difference))?;
-    match loader {
-        Some(loader) => passed(&loader.name, loader.difference),
-        None if python.is_some() => {
-            output::line(&format!("{shown}: MLflow was not asked: {}", package::loader::NOT_OURS))
-        }
-        None => Ok(()),
-    }
+    others.passed.iter().try_for_each(|program| passed(&program.name, program.difference))?;
+    others.not_asked.map_or(Ok(()), |why| output::line(&format!("{shown}: {why}")))
 }
 
 #[cfg(not(feature = "torch"))]
 fn by_loader_alone(folder: &Path, python: Option<&PythonLoader>) -> Result<Option<Checked>> {
     tracing::warn!("self-test: this medtune was built without libtorch and has not computed the answers");
     let Some(test) = package::SelfTest::read(folder)? else { return Ok(None) };
-    let loader = python.map(|python| python.check(folder, &test)).transpose()?.flatten();
-    Ok(Some(Checked { own: None, loader }))
+    let others = python.map_or(Ok(package::Asked::default()), |python| python.check(folder, &test))?;
+    Ok(Some(Checked { own: None, others }))
 }

@@ -10,7 +10,7 @@ use tch::{Kind, TchError, Tensor};
 
 /// What a block attends over.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Attention {
+pub(in crate::model) enum Attention {
     /// Tokens of a window of `size` x `size`.
     Window { heads: i64, size: i64 },
     /// Channels of a group.
@@ -19,7 +19,7 @@ pub(super) enum Attention {
 
 impl Attention {
     /// What its layers are called among the parameters of a block.
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::model) fn name(self) -> &'static str {
         match self {
             Attention::Window { .. } => "window_attn",
             Attention::Channel { .. } => "channel_attn",

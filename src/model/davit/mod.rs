@@ -9,13 +9,14 @@ use super::layers::{Conv2d, LayerNorm};
 use super::params::Params;
 use super::{TchResult, engine};
 use crate::error::Result;
-use blocks::{Attention, Block, BlockSpec};
+pub(super) use blocks::Attention;
+use blocks::{Block, BlockSpec};
 pub use inference::FixedDaVit;
 pub(super) use inference::gpu;
 use tch::{Kind, Tensor};
 
 /// Epsilon of every layer norm of the image encoder.
-const EPS: f64 = 1e-5;
+pub(super) const EPS: f64 = 1e-5;
 
 /// The image encoder.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ struct Stage {
 }
 
 /// The blocks of a stage in their order: where the parameters of each are, and what it attends over.
-fn blocks_of(config: &ImageEncoderConfig, stage: usize) -> impl Iterator<Item = (String, Attention)> {
+pub(super) fn blocks_of(config: &ImageEncoderConfig, stage: usize) -> impl Iterator<Item = (String, Attention)> {
     let kinds = [
         ("spatial_block", Attention::Window { heads: config.num_heads[stage], size: config.window_size }),
         ("channel_block", Attention::Channel { groups: config.num_groups[stage] }),

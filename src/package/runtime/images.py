@@ -123,10 +123,14 @@ def standardise(data, size, quality):
     return Image.open(buffer).convert("RGB")
 
 
-def pixels(data, settings, size, quality):
-    """float32 [3, H, W] of one encoded image; `settings` is `pixels` of medtune.json, `size` and `quality` may differ per request."""
+def rgb(data, settings, size, quality):
+    """uint8 [H, W, 3] of one encoded image; `settings` is `pixels` of medtune.json, `size` and `quality` may differ per request."""
     height, width = settings["image_size"]
-    image = _resize(standardise(data, size, quality), width, height)
-    values = np.asarray(image, dtype=np.float32) / np.float32(255)
+    return np.asarray(_resize(standardise(data, size, quality), width, height))
+
+
+def pixels(data, settings, size, quality):
+    """float32 [3, H, W], normalised: what the network reads of `rgb`."""
+    values = rgb(data, settings, size, quality).astype(np.float32) / np.float32(255)
     values = (values - np.float32(settings["mean"])) / np.float32(settings["std"])
     return np.ascontiguousarray(values.transpose(2, 0, 1))
