@@ -5,17 +5,17 @@ use serde::Serialize;
 use super::gate::figure;
 use super::report::MethodReport;
 
-/// Figures of a whole evaluation, in the order of a table.
-const FIGURES: [&str; 9] = [
-    "accuracy",
-    "macro_f1",
-    "mcc",
-    "mauc",
-    "mean_average_precision",
-    "thresholded_macro_f1",
-    "ece",
-    "brier",
-    "log_loss",
+/// Figures of a whole evaluation, in the order of a table, and what people call them.
+pub(super) const FIGURES: [(&str, &str); 9] = [
+    ("accuracy", "accuracy"),
+    ("macro_f1", "macro F1"),
+    ("mcc", "MCC"),
+    ("mauc", "mAUC"),
+    ("mean_average_precision", "mAP"),
+    ("thresholded_macro_f1", "thresholded macro F1"),
+    ("ece", "ECE"),
+    ("brier", "Brier score"),
+    ("log_loss", "log loss"),
 ];
 
 /// A figure of two evaluations.
@@ -42,7 +42,7 @@ pub fn compare(first: &[MethodReport], second: &[MethodReport]) -> Vec<Pair> {
     for (a, b) in first.iter().filter_map(|a| Some((a, second.iter().find(|b| b.method == a.method)?))) {
         let labels = a.argmax.per_class.iter().map(|c| c.label.as_str());
         let shared = labels.filter(|label| b.argmax.per_class.iter().any(|c| c.label == *label));
-        let whole = FIGURES.iter().map(|name| (*name, None));
+        let whole = FIGURES.iter().map(|(name, _)| (*name, None));
         for (name, label) in whole.chain(shared.map(|label| ("recall", Some(label)))) {
             let ((first, of_first), (second, of_second)) = (figure(a, name, label), figure(b, name, label));
             pairs.push(Pair {

@@ -25,7 +25,7 @@ pub use bootstrap::Bootstrap;
 pub use curves::{ClassCurves, curves};
 pub use document::{Document, Input};
 pub use gate::Requirement;
-pub use html::{Page, render_html, render_plots};
+pub use html::{Comparison, Page, Side, render_comparison, render_html, render_plots};
 pub use knn::{Bank, knn_scores};
 pub use operating::Goal;
 pub use render::{render_markdown, render_text};

@@ -100,7 +100,7 @@ def test_a_report_of_another_classifier_is_refused(run, medtune, released):
     medtune("--store", run.store, "run", path, expect=REQUIREMENT)
 
 
-def test_runs_are_compared(run, medtune, stopped, released):
+def test_runs_are_compared(run, medtune, stopped, released, tmp_path):
     store = ["--store", run.store, "runs", "compare", stopped["run_id"], "data:released-report@latest"]
     found = medtune(*store, "--json")
     by_name = {(entry["method"], entry["figure"]): entry for entry in found["figures"]}
@@ -109,7 +109,11 @@ def test_runs_are_compared(run, medtune, stopped, released):
     assert all(entry["first"] == entry["second"] and entry["apart"] is not True for entry in found["figures"])
     text = medtune(*store, "--require", "adapter.accuracy >= 0")
     assert "macro_f1" in text and "overlap" in text and "yes" in text
-    assert medtune(*store, "--require", "adapter.accuracy > 1", expect=REQUIREMENT).rstrip().endswith("NO")
+    page = tmp_path / "comparison.html"
+    assert medtune(*store, "--require", "adapter.accuracy > 1", "--html", page, expect=REQUIREMENT).rstrip().endswith("NO")
+    shown = page.read_text()
+    assert "gate failed, 1 of 1 requirement not met" in shown and "data:released-report@" in shown and "data:stopped-report@" in shown
+    medtune(*store, "--html", tmp_path / "missing" / "comparison.html", expect=13)
     medtune(*store, "--require", "adapter.accurracy > 1", expect=2)
 
 

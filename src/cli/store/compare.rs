@@ -4,11 +4,12 @@ use crate::cli::output;
 use crate::config::evaluation::{Condition, Figure};
 use crate::error::{Error, Result};
 use crate::evaluation::compare::{Pair, compare};
-use crate::evaluation::{Document, MethodReport, Requirement, gate};
+use crate::evaluation::{Comparison, Document, MethodReport, Requirement, Side, gate, render_comparison};
 use crate::registry::{AssetKind, Reference, RunRecord, get};
 use crate::storage::Store;
 use clap::Args;
 use serde_json::json;
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CompareArguments {
@@ -19,6 +20,9 @@ pub(in crate::cli) struct CompareArguments {
     /// What the second must fulfil, as "adapter.macro_f1 >= 0.74"; otherwise the exit code is 15. Can be given several times.
     #[arg(long, value_name = "REQUIREMENT", value_parser = requirement)]
     require: Vec<(Figure, Condition)>,
+    /// Write the comparison to this file as a page that stands alone, too.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -32,19 +36,37 @@ fn requirement(text: &str) -> Result<(Figure, Condition), String> {
 /// An evaluation and the report it stands in.
 struct Found {
     reference: String,
+    created: String,
+    document: Document,
+}
+
+impl Found {
     /// SHA-256 of the texts of the test set.
-    test: Option<String>,
-    methods: Vec<MethodReport>,
+    fn test(&self) -> Option<&str> {
+        self.document.inputs.get("test_text_tsv").map(|input| input.sha256.as_str())
+    }
+
+    fn methods(&self) -> &[MethodReport] {
+        &self.document.methods
+    }
+
+    fn side(&self) -> Side<'_> {
+        Side { reference: &self.reference, created: &self.created, document: &self.document }
+    }
 }
 
 impl CompareArguments {
     pub(super) fn run(self, store: &Store) -> Result<()> {
         let (first, second) = (find(store, &self.first)?, find(store, &self.second)?);
-        let pairs = compare(&first.methods, &second.methods);
-        let requirements = gate::check(self.require.iter().map(|(f, c)| (f, c)), &second.methods);
+        let pairs = compare(first.methods(), second.methods());
+        let requirements = gate::check(self.require.iter().map(|(f, c)| (f, c)), second.methods());
+        if let Some(path) = &self.html {
+            let page = Comparison { first: first.side(), second: second.side(), requirements: &requirements };
+            std::fs::write(path, render_comparison(&page)).map_err(|e| Error::io("write", path, e))?;
+        }
         if self.json {
             let references = [&first.reference, &second.reference];
-            let same = first.test == second.test;
+            let same = first.test() == second.test();
             output::json(&json!({
                 "reports": references, "same_test_set": same, "figures": pairs, "requirements": requirements,
             }))?;
@@ -62,8 +84,7 @@ fn find(store: &Store, target: &str) -> Result<Found> {
     let bytes =
         bytes.ok_or_else(|| Error::data(format!("{reference} is no report of Evaluate: it has no report.json")))?;
     let document = Document::parse(&bytes).map_err(|e| e.context(format!("report.json of {reference}")))?;
-    let test = document.inputs.get("test_text_tsv").map(|input| input.sha256.clone());
-    Ok(Found { reference: version.reference(), test, methods: document.methods })
+    Ok(Found { reference: version.reference(), created: version.created.clone(), document })
 }
 
 /// The report that the last Evaluate step of a run has made.
@@ -84,11 +105,11 @@ fn text(first: &Found, second: &Found, pairs: &[Pair], requirements: &[Requireme
         vec![p.method.clone(), p.figure.clone(), number(p.first), number(p.second), difference, apart.to_owned()]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    if first.test != second.test {
+    if first.test() != second.test() {
         out += "they were evaluated on different test sets: differences are not those of the models alone\n";
     }
     let methods = |a: &Found, b: &Found| {
-        let alone = a.methods.iter().filter(|m| b.methods.iter().all(|other| other.method != m.method));
+        let alone = a.methods().iter().filter(|m| b.methods().iter().all(|other| other.method != m.method));
         alone.map(|m| m.method.to_string()).collect::<Vec<_>>()
     };
     for (name, alone) in [("first", methods(first, second)), ("second", methods(second, first))] {

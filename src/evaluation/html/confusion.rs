@@ -17,12 +17,17 @@ const BROAD: usize = 12;
 const RIGHT: [u8; 3] = [0x00, 0x72, 0xb2];
 const WRONG: [u8; 3] = [0xd5, 0x5e, 0x00];
 
+/// What the table shows.
+pub(super) const CAPTION: &str =
+    "Rows by their true class, in columns by the class that scores highest; below each count its share of the row";
+/// What its frames and colours mean.
+pub(super) const NOTE: &str =
+    "Framed cells on the diagonal were found right. The deeper a colour, the larger the share of its row.";
+
 /// The table; `None` where there are too many classes.
-pub(super) fn table(id: &str, report: &MethodReport) -> Option<String> {
+pub(super) fn table(id: &str, caption: impl Into<String>, report: &MethodReport) -> Option<String> {
     let counts = matrix(report)?;
     let class = if is_broad(report) { "heat broad" } else { "heat" };
-    let caption =
-        "Rows by their true class, in columns by the class that scores highest; below each count its share of the row";
     let mut table = Table::new(id, class, caption);
     table.groups = vec![1, counts.len(), 1];
     table.head.push(vec![

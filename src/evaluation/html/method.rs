@@ -55,19 +55,20 @@ pub(super) fn section(name: &str, report: &MethodReport, curves: &[ClassCurves])
 
 /// How the intervals came about.
 fn drawn(report: &MethodReport) -> String {
-    let Some(intervals) = &report.intervals else {
+    let (Some(intervals), Some(samples)) = (&report.intervals, samples(report)) else {
         return " No bootstrap intervals were asked for.".to_owned();
     };
+    format!(" Small figures in the table of classes are {} intervals from {samples}.", percent(intervals.level))
+}
+
+/// What the bootstrap drew; `None` without.
+pub(super) fn samples(report: &MethodReport) -> Option<String> {
+    let intervals = report.intervals.as_ref()?;
     let units = match &intervals.group {
         Some(group) => format!("{} groups by {}, each drawn whole", intervals.units, escape(group)),
         None => plural(intervals.units as u64, "row"),
     };
-    format!(
-        " Small figures in the table of classes are {} intervals from {} bootstrap samples of {units} (seed {}).",
-        percent(intervals.level),
-        intervals.resamples,
-        intervals.seed
-    )
+    Some(format!("{} bootstrap samples of {units} (seed {})", intervals.resamples, intervals.seed))
 }
 
 fn class_table(id: &str, report: &MethodReport) -> String {
@@ -108,10 +109,8 @@ fn figures(report: &MethodReport, id: usize, class: &ClassReport) -> [String; 5]
 
 fn confusions(name: &str, report: &MethodReport) -> String {
     let id = format!("{name}-confusion");
-    if let Some(table) = confusion::table(&id, report) {
-        return format!(
-            "<p class=\"note\">Framed cells on the diagonal were found right. The deeper a colour, the larger the share of its row.</p>\n{table}"
-        );
+    if let Some(table) = confusion::table(&id, confusion::CAPTION, report) {
+        return format!("<p class=\"note\">{}</p>\n{table}", confusion::NOTE);
     }
     let mut out = format!(
         "<p class=\"note\">The matrix of {} is too large for this page: it is in report.json.</p>\n",

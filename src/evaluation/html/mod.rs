@@ -3,6 +3,7 @@
 //! The page needs nothing but itself: style and pictures are inside, there is no script, and it forbids itself to load anything. What
 //! users name (labels, subgroups, references) stands in it as text only. The same input gives the same bytes.
 
+mod comparison;
 mod confusion;
 mod lines;
 mod method;
@@ -14,6 +15,7 @@ mod text;
 
 use super::curves::ClassCurves;
 use super::document::Document;
+use super::gate::Requirement;
 use super::report::MethodReport;
 
 /// Everything the page shows.
@@ -27,6 +29,34 @@ pub struct Page<'a> {
     pub document: &'a Document,
     /// The curves of each method, in the order of the evaluation's.
     pub curves: &'a [Vec<ClassCurves>],
+}
+
+/// An evaluation in a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct Side<'a> {
+    /// Its version, as `data:NAME@VERSION`.
+    pub reference: &'a str,
+    /// When it was made, as RFC 3339; may be empty.
+    pub created: &'a str,
+    /// The evaluation.
+    pub document: &'a Document,
+}
+
+/// Everything the page of two evaluations shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Comparison<'a> {
+    /// What is compared with.
+    pub first: Side<'a>,
+    /// What is compared.
+    pub second: Side<'a>,
+    /// What the second was held to, and how it came out.
+    pub requirements: &'a [Requirement],
+}
+
+/// The page of two evaluations side by side.
+#[must_use]
+pub fn render_comparison(page: &Comparison<'_>) -> String {
+    comparison::render(page)
 }
 
 /// The page.

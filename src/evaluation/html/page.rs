@@ -60,17 +60,11 @@ pub(super) fn render(page: &Page<'_>) -> String {
     let document = page.document;
     let names = names(&document.methods);
     let title = escape(page.title);
-    // the policy lets a browser load and run nothing, whatever a text in the page might try
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{title}: evaluation report</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
-    );
-    header(&mut out, page, &title);
-    contents(&mut out, page, &names);
+    let mut out = head(&format!("{title}: evaluation report"));
+    header(&mut out, "Evaluation report", &title, &facts(page));
+    contents(&mut out, names.iter().cloned().zip(document.methods.iter().map(|report| report.method.to_string())));
     out.push_str("<main>\n");
-    verdict(&mut out, &document.requirements);
+    verdict(&mut out, &document.requirements, "Requirements, and what was measured on the test split");
     out.push_str("<section aria-labelledby=\"summary\">\n<h2 id=\"summary\">Summary</h2>\n");
     if document.methods.is_empty() {
         out.push_str("<p>No method was evaluated.</p>\n");
@@ -81,48 +75,68 @@ pub(super) fn render(page: &Page<'_>) -> String {
     for (index, (report, name)) in document.methods.iter().zip(&names).enumerate() {
         out.push_str(&method::section(name, report, curves_of(page, index)));
     }
-    reading(&mut out);
+    reading(&mut out, &READING);
     origin(&mut out, page);
     out.push_str("</main>\n</body>\n</html>\n");
     out
 }
 
-fn header(out: &mut String, page: &Page<'_>, title: &str) {
-    let _ = write!(out, "<header>\n<p class=\"kind\">Evaluation report</p>\n<h1>{title}</h1>\n<dl class=\"facts\">\n");
-    let mut fact = |name: &str, html: &str| {
+/// Everything before the header; the title is HTML.
+pub(super) fn head(title: &str) -> String {
+    // the policy lets a browser load and run nothing, whatever a text in the page might try
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+    )
+}
+
+/// The header; title and the values of facts are HTML.
+pub(super) fn header(out: &mut String, kind: &str, title: &str, facts: &[(&str, String)]) {
+    let _ = write!(out, "<header>\n<p class=\"kind\">{kind}</p>\n<h1>{title}</h1>\n<dl class=\"facts\">\n");
+    for (name, html) in facts {
         let _ = writeln!(out, "<div><dt>{name}</dt><dd>{html}</dd></div>");
-    };
-    if !page.created.is_empty() {
-        fact("Made", &format!("<time>{}</time>", date(page.created)));
-    }
-    let document = page.document;
-    fact("Code version", &format!("<code>{}</code>", escape(&document.code_version)));
-    if let Some(first) = document.methods.first() {
-        // all methods see the same rows
-        fact("Test split", &format!("{} of {}", plural(first.n as u64, "row"), classes(document.labels.len())));
     }
     out.push_str("</dl>\n</header>\n");
 }
 
+fn facts(page: &Page<'_>) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if !page.created.is_empty() {
+        facts.push(("Made", format!("<time>{}</time>", date(page.created))));
+    }
+    let document = page.document;
+    facts.push(("Code version", format!("<code>{}</code>", escape(&document.code_version))));
+    if let Some(first) = document.methods.first() {
+        // all methods see the same rows
+        let rows = format!("{} of {}", plural(first.n as u64, "row"), classes(document.labels.len()));
+        facts.push(("Test split", rows));
+    }
+    facts
+}
+
 /// In UTC and for people; what is no RFC 3339 stays as it is.
-fn date(created: &str) -> String {
+pub(super) fn date(created: &str) -> String {
     let form = format_description!("[day padding:none] [month repr:long] [year], [hour]:[minute] UTC");
     let parsed = OffsetDateTime::parse(created, &Rfc3339).ok();
     let shown = parsed.and_then(|at| at.checked_to_offset(time::UtcOffset::UTC)).and_then(|at| at.format(&form).ok());
     shown.unwrap_or_else(|| escape(created))
 }
 
-fn contents(out: &mut String, page: &Page<'_>, names: &[String]) {
-    out.push_str("<nav aria-label=\"Contents\">\n<ul>\n<li><a href=\"#verdict\">Verdict</a></li>\n<li><a href=\"#summary\">Summary</a></li>\n");
-    for (report, name) in page.document.methods.iter().zip(names) {
-        let _ = writeln!(out, "<li><a href=\"#{name}\">{}</a></li>", report.method);
+/// Links to the sections; of each method its id and what it is called.
+pub(super) fn contents(out: &mut String, methods: impl Iterator<Item = (String, String)>) {
+    out.push_str("<nav aria-label=\"Contents\">\n<ul>\n");
+    let fixed = |id: &str, shown: &str| (id.to_owned(), shown.to_owned());
+    let before = [fixed("verdict", "Verdict"), fixed("summary", "Summary")];
+    let after = [fixed("reading", "How to read this"), fixed("origin", "Origin")];
+    for (id, shown) in before.into_iter().chain(methods).chain(after) {
+        let _ = writeln!(out, "<li><a href=\"#{id}\">{shown}</a></li>");
     }
-    out.push_str(
-        "<li><a href=\"#reading\">How to read this</a></li>\n<li><a href=\"#origin\">Origin</a></li>\n</ul>\n</nav>\n",
-    );
+    out.push_str("</ul>\n</nav>\n");
 }
 
-fn verdict(out: &mut String, requirements: &[Requirement]) {
+pub(super) fn verdict(out: &mut String, requirements: &[Requirement], caption: &str) {
     let missed = requirements.iter().filter(|r| !r.met).count();
     let (class, heading) = match (requirements.len(), missed) {
         (0, _) => ("none", "Verdict: no requirements were set".to_owned()),
@@ -138,7 +152,7 @@ fn verdict(out: &mut String, requirements: &[Requirement]) {
     if requirements.is_empty() {
         out.push_str("<p>The figures below were not held to anything.</p>\n");
     } else {
-        let mut table = Table::new("requirements", "plain", "Requirements, and what was measured on the test split");
+        let mut table = Table::new("requirements", "plain", caption);
         table.head.push(vec![
             Cell::words("figure"),
             Cell::words("required"),
@@ -189,9 +203,9 @@ fn summary(methods: &[MethodReport]) -> String {
     table.html()
 }
 
-fn reading(out: &mut String) {
+pub(super) fn reading(out: &mut String, texts: &[(&str, &str)]) {
     out.push_str("<section class=\"reading\" aria-labelledby=\"reading\">\n<h2 id=\"reading\">How to read this</h2>\n");
-    for (heading, text) in READING {
+    for (heading, text) in texts {
         let _ = writeln!(out, "<h3>{heading}</h3>\n<p>{text}</p>");
     }
     out.push_str("</section>\n");

@@ -260,6 +260,10 @@ fn methods_of_one_kind_have_names_of_their_own() {
     input.document.methods = [7, 7, 9].map(|k| bare(Method::Knn { k }, &input.document.labels)).to_vec();
     assert_eq!(names(&input.document.methods), ["knn", "knn-2", "knn-3"]);
     let (page, _) = input.render();
+    unique_ids(&page);
+}
+
+fn unique_ids(page: &str) {
     let mut ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     let count = ids.len();
     ids.sort_unstable();
@@ -363,9 +367,78 @@ fn many_classes() {
     assert!(page.contains("class=\"heat broad\""));
 }
 
+/// The page of two, which must be well formed, have every id once, and headings in order.
+fn compared(first: &Evaluation, second: &Evaluation) -> String {
+    let first = Side { reference: "data:a@1", created: "2026-03-04T05:06:07Z", document: &first.document };
+    let second = Side { reference: "data:a@2", created: "", document: &second.document };
+    let page = render_comparison(&Comparison { first, second, requirements: &[] });
+    well_formed(&page, "html");
+    unique_ids(&page);
+    headings_in_order(&page);
+    for bad in ["NaN", "inf", "http:", "https:", "url(", "<script"] {
+        assert!(!page.contains(bad), "{bad} in the page");
+    }
+    page
+}
+
+#[test]
+fn two_evaluations_side_by_side() {
+    let (full, bare) = (Evaluation::full(&labels(3)), Evaluation::bare(&labels(3)));
+    let page = compared(&full, &bare);
+    assert!(page.contains("The first missed what was required") && !page.contains("The second missed"));
+    assert!(page.contains("of the first: 1000 bootstrap samples of 31 groups by patient"));
+    assert!(page.contains("of the second: none were asked for."));
+    assert!(page.contains("on 21 and 0 rows of the same test set") && page.contains("only of the first"));
+    compared(&bare, &full);
+    let same = compared(&full, &full);
+    assert!(same.contains("Intervals of both: ") && !same.contains("differences are not those of the models alone"));
+    assert!(same.contains(">overlap<") && !same.contains(">apart<") && same.contains("the same"));
+    // other classes: by label, and too many of them for a matrix
+    let many = compared(&Evaluation::full(&labels(40)), &full);
+    assert_eq!(many.matches("too many classes for a page").count(), 1);
+    assert!(many.contains("Only the first knows these classes") && many.contains("label 39"));
+    let page = compared(&Evaluation::full(&labels(40)), &Evaluation::full(&labels(40)));
+    assert_eq!(page.matches("too many classes for a page").count(), 1);
+    let renamed: Vec<String> = labels(3).iter().map(|label| format!("{label}!")).collect();
+    assert!(compared(&full, &Evaluation::full(&renamed)).contains("No class has the same label in both."));
+    assert!(compared(&Evaluation::bare(&[]), &Evaluation::bare(&[])).contains("Verdict: none"));
+}
+
+#[test]
+fn methods_are_compared_with_their_like() {
+    let knn = |ks: &[usize]| {
+        let mut input = Evaluation::full(&labels(2));
+        let methods = ks.iter().map(|&k| bare(Method::Knn { k }, &input.document.labels)).collect();
+        input.document.methods = methods;
+        input
+    };
+    let mut first = knn(&[7, 9, 11]);
+    first.document.methods[0].argmax.accuracy = f64::NAN;
+    let page = compared(&first, &knn(&[11, 7, 5]));
+    assert!(page.contains("Only in the first: kNN (k 9).") && page.contains("Only in the second: kNN (k 5)."));
+    assert!(page.contains("<h2 id=\"knn\">Method: kNN (k 7)</h2>"));
+    assert!(page.contains("<h2 id=\"knn-3\">Method: kNN (k 11)</h2>") && !page.contains("id=\"knn-2\""));
+}
+
+#[test]
+fn what_has_no_room_on_the_axis_is_not_drawn() {
+    let mut input = Evaluation::full(&labels(2));
+    let drawn = |input: &Evaluation| compared(input, input).matches("class=\"whiskers two\"").count();
+    let report = &mut input.document.methods[0];
+    report.argmax.mcc = 0.25;
+    report.intervals.as_mut().unwrap().mcc = Interval { low: 0.0, high: 0.5 };
+    let before = drawn(&input);
+    input.document.methods[0].intervals.as_mut().unwrap().mcc.low = -0.05;
+    assert_eq!(drawn(&input), before - 1);
+}
+
 #[test]
 fn headings_go_down_one_level_at_a_time() {
     let (page, _) = Evaluation::full(&labels(3)).render();
+    headings_in_order(&page);
+}
+
+fn headings_in_order(page: &str) {
     let after = page.match_indices("<h").map(|(at, _)| page.as_bytes()[at + 2]);
     let levels: Vec<u8> = after.filter(u8::is_ascii_digit).map(|digit| digit - b'0').collect();
     assert_eq!(levels.iter().filter(|&&l| l == 1).count(), 1);
