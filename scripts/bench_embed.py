@@ -157,12 +157,13 @@ def main():
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
         bench = Bench(arguments, Path(scratch))
         tables = {precision: bench.precision(precision) for precision in arguments.precisions}
+    peaks = matrix_peaks(arguments.threads, arguments.device) if arguments.config == SIZES else {}
     for precision, rows in tables.items():
         if rows:
             results[precision] = {"seconds_an_image": rows, "goal_met": show(arguments.device, precision, rows)}
-            if arguments.config == SIZES and (arguments.device == "cpu" or precision == "bf16"):
+            if peaks and (arguments.device == "cpu" or precision == "bf16"):
                 # the faster one of the libraries that multiply
-                peak = max(rate for name, rate in matrix_peaks(arguments.threads, arguments.device).items() if name.startswith(precision)) * 1e9
+                peak = max(rate for name, rate in peaks.items() if name.startswith(precision)) * 1e9
                 shares = {name: FLOP / seconds / peak for name, seconds in rows.items()}
                 results[precision] |= {"matrix_peak_flops": peak, "shares_of_the_matrix_peak": shares}
                 print(f"of {peak / 1e9:,.0f} GFLOP/s, the best rate of a large product: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))

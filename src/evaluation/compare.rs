@@ -58,6 +58,13 @@ pub fn compare(first: &[MethodReport], second: &[MethodReport]) -> Vec<Pair> {
     pairs
 }
 
+/// The methods of `reports` that are not among the others.
+#[must_use]
+pub fn only_in(reports: &[MethodReport], others: &[MethodReport]) -> Vec<String> {
+    let alone = reports.iter().filter(|report| others.iter().all(|other| other.method != report.method));
+    alone.map(|report| report.method.to_string()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

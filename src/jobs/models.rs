@@ -100,7 +100,7 @@ pub fn init_model(store: &Store, request: &InitRequest, python: Option<&PythonLo
         "base_model_name": "MedImageInsight architecture, random weights", "model_card": request.packaging.terms,
         "stored_weights": request.packaging.stored_weights,
     });
-    let package = PackageConfig { onnx: request.packaging.onnx, ..embedding_config(weights_name, pixels, provenance) };
+    let package = embedding_config(weights_name, pixels, provenance, request.packaging.onnx);
     let card = ModelCard {
         title: request.name.clone(),
         base_model: "none: random weights, to be trained".to_owned(),
@@ -224,8 +224,8 @@ pub fn import_model(store: &Store, request: &ImportRequest, python: Option<&Pyth
             "code_version": CODE_VERSION, "made_by": "medtune model import", "base_model_name": "MedImageInsight",
             "weights_report": report, "model_card": request.packaging.terms, "stored_weights": request.packaging.stored_weights,
         }),
+        request.packaging.onnx,
     );
-    let package = PackageConfig { onnx: request.packaging.onnx, ..package };
     let card = ModelCard {
         title: name.to_owned(),
         base_model: "imported MedImageInsight weights".to_owned(),
@@ -284,7 +284,7 @@ fn publish_files(
 }
 
 /// The `medtune.json` of an embedding model.
-fn embedding_config(weights: &str, pixels: PixelContract, provenance: Value) -> PackageConfig {
+fn embedding_config(weights: &str, pixels: PixelContract, provenance: Value, onnx: bool) -> PackageConfig {
     PackageConfig {
         format_version: crate::package::config::FORMAT_VERSION,
         task: Task::Embeddings,
@@ -292,7 +292,7 @@ fn embedding_config(weights: &str, pixels: PixelContract, provenance: Value) -> 
         tokenizer: format!("{TOKENIZER}/tokenizer.json"),
         pixels,
         classifier: None,
-        onnx: false,
+        onnx,
         provenance,
     }
 }
@@ -389,7 +389,7 @@ pub(super) fn link_checkpoints(base: &Package, target: &Path) -> Result<()> {
                 }
                 continue;
             }
-            // they are of other weights; where they are wanted they are written anew
+            // they are of other weights or another task; where they are wanted they are written anew
             if relative.extension().is_some_and(|extension| extension == "onnx") {
                 continue;
             }

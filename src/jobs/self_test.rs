@@ -20,7 +20,8 @@ use tch::Device;
 const TEXTS: [&str; 2] = ["normal chest radiograph", "x-ray of the left knee, 2 projections; no fracture (µ ≤ 0.5)"];
 const QUALITY: u8 = 90;
 
-/// Writes a package that has a self-test, and ONNX models where its configuration says so, and checks it: after this call it may be published.
+/// Writes a package that has a self-test, and checks it: after this call it may be published. ONNX models, where its configuration names them, are
+/// written into the folder of checkpoints first.
 ///
 /// # Errors
 /// Those of [`write_package`] and [`check`]; [`crate::ErrorKind::Package`] for weights whose answers are no finite numbers.

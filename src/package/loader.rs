@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Deserialize;
 
-use super::self_test::{Answers, Asked, LoaderPassed, SelfTest};
+use super::self_test::{Answers, Asked, Passed, SelfTest};
 use super::{CHECKPOINTS, runtime};
 use crate::config::Environment;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -39,7 +39,7 @@ const ADDED: [(&str, &str); 4] = [
 ];
 
 /// Why neither the loader in a package nor its ONNX models are tried.
-const NOT_OURS: &str = "MLflow was not asked: the Python in the package is not what this version of medtune writes; use the version that wrote it";
+const NOT_OURS: &str = "neither MLflow nor ONNX Runtime was asked: the Python in the package is not what this version of medtune writes; use the version that wrote it";
 
 /// A Python that has MLflow.
 #[derive(Debug, Clone)]
@@ -101,9 +101,9 @@ impl PythonLoader {
             .map_err(|e| Error::io("create", &self.work_folder, e))
     }
 
-    /// Loads the package in `folder` with MLflow and asks it what its self-test `test` asks; its ONNX models too, where this Python has ONNX
-    /// Runtime. Nothing is asked when its Python is not that of this program: code
-    /// that came from elsewhere is not run, and neither are the package's own files, but what this program would have written there.
+    /// Loads the package in `folder` with MLflow and asks it what its self-test `test` asks; then its ONNX models, where this Python has ONNX Runtime.
+    /// Nothing is asked when the package's Python is not that of this program: what came from elsewhere is not run, and what runs is not the
+    /// package's file but what this program would have written there.
     ///
     /// # Errors
     /// [`Package`](crate::ErrorKind::Package) with the end of what Python said, if the package cannot be loaded or does not answer, and that of
@@ -141,7 +141,7 @@ impl PythonLoader {
         let Report { programs, not_asked } = answered.context(|| format!("Python '{}'", self.program.display()))?;
         let compare = |Answered { name, answers }: Answered| {
             let difference = test.compare(&answers).context(|| format!("self-test by {name}"))?;
-            Ok(LoaderPassed { name, difference })
+            Ok(Passed { name, difference })
         };
         Ok(Asked { passed: programs.into_iter().map(compare).collect::<Result<_>>()?, not_asked })
     }

@@ -31,10 +31,7 @@ def main(module, package, answers_file):
     if onnxruntime:
         name = f"ONNX Runtime {onnxruntime.__version__}"
         ask = _Onnx(onnxruntime, importlib.import_module(module + ".images"), checkpoints, settings)
-        try:
-            programs.append((name, ask(test)))
-        except Exception as error:  # its own types of errors, which have no common one
-            sys.exit(f"{name} cannot run the ONNX models: {error}; use another version, or remove it from this Python")
+        programs.append((name, ask(test)))
     programs = [{"name": name, "answers": answers} for name, answers in programs]
     with open(answers_file, "w", encoding="utf-8") as file:
         json.dump({"programs": programs, "not_asked": not_asked}, file, allow_nan=False)
@@ -45,7 +42,7 @@ def _onnxruntime():
     try:
         import onnxruntime
     except Exception as error:  # one that does not fit its NumPy raises others than ImportError
-        return None, f"the ONNX models were not asked, this Python has no ONNX Runtime: {error}"
+        return None, f"the ONNX models were not asked, this Python cannot import ONNX Runtime: {error}"
     return onnxruntime, None
 
 
@@ -86,11 +83,18 @@ class _Onnx:
         return answers | {"text_features": vectors.tolist()}
 
     def _session(self, name):
-        return self.runtime.InferenceSession(os.path.join(self.checkpoints, name), providers=["CPUExecutionProvider"])
+        path = os.path.join(self.checkpoints, name)
+        return self._try(lambda: self.runtime.InferenceSession(path, providers=["CPUExecutionProvider"]))
 
-    @staticmethod
-    def _run(session, outputs, **inputs):
-        return session.run(outputs, inputs)
+    def _run(self, session, outputs, **inputs):
+        return self._try(lambda: session.run(outputs, inputs))
+
+    def _try(self, call):
+        try:
+            return call()
+        except Exception as error:  # its own types of errors, which have no common one
+            version = self.runtime.__version__
+            sys.exit(f"ONNX Runtime {version} cannot run the ONNX models: {error}; use another version, or remove it from this Python")
 
     def _pixels(self, test):
         pixels = self.settings["pixels"]

@@ -56,14 +56,14 @@ pub struct Checked {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Asked {
     /// Those that did; none without a Python.
-    pub passed: Vec<LoaderPassed>,
+    pub passed: Vec<Passed>,
     /// Who was not asked, and why.
     pub not_asked: Option<String>,
 }
 
 /// A program whose answers are the expected ones.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LoaderPassed {
+pub struct Passed {
     /// What it is, with versions.
     pub name: String,
     /// The largest difference of any value from the expected one.
@@ -195,8 +195,8 @@ fn largest(what: &str, names: &[String], expected: &[Vec<f32>], found: &[Vec<f32
         })?;
         if difference > TOLERANCE {
             return Err(Error::package(format!(
-                "the self-test's {name}: {what} differ by {difference:.1e} from those of the packaging, {TOLERANCE:.0e} is allowed: get the package again, or load it with \
-                 what its requirements.txt names"
+                "the self-test's {name}: {what} differ by {difference:.1e} from those of the packaging, {TOLERANCE:.0e} is allowed: get the package again, or use \
+                 other versions of the program that answered"
             )));
         }
         largest = largest.max(difference);

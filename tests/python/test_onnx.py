@@ -161,8 +161,15 @@ def test_of_a_package_without_them(run, medtune, binary, tmp_path, name):
     refused(invoke(binary, "model", "export-onnx", source, said[0]), 14, "exists")
     (tmp_path / "empty").mkdir()
     medtune("model", "export-onnx", source, tmp_path / "empty")
+    refused(invoke(binary, "model", "export-onnx", source, source / "onnx"), 2, "is in the package itself")
+    assert "not a medical device" in (folder / "MODEL_CARD.md").read_text()
     assert {sha256(p) for p in (tmp_path / "empty").rglob("*.onnx")} == {sha256(p) for p in folder.rglob("*.onnx")}
     damaged = Path(shutil.copytree(source, tmp_path / "damaged"))
+    # what a cache keeps from being written to is the user's own here
+    weights = damaged / CHECKPOINTS / package.settings["weights"]
+    weights.chmod(0o444)
+    medtune("model", "export-onnx", damaged, tmp_path / "own")
+    assert (tmp_path / "own" / package.settings["weights"]).stat().st_mode & 0o200
     (damaged / CHECKPOINTS / "config.yaml").write_text("")
     refused(invoke(binary, "model", "export-onnx", damaged, tmp_path / "none"), 12, "config.yaml")
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".*"))
@@ -231,8 +238,8 @@ def test_a_patch_larger_than_the_image_is_refused(binary, tmp_path):
     config = handmade.config(PATCH_PADDING=[0, 1], IMAGE_SIZE=[5, 44])
     state = handmade.random_state(config, handmade.tokenizer().get_vocab_size())
     theirs = community(tmp_path / "theirs", SAVED["safetensors"](state), config=config)
-    done = invoke(binary, "--store", tmp_path / "store", "model", "import", "--name", "m", "--onnx", theirs)
-    refused(done, 12, "PATCH_SIZE of stage 0 is 7, larger than its grid of 5 x 44")
+    done = invoke(binary, "--store", tmp_path / "store", "model", "import", "--name", "m", theirs)
+    refused(done, 12, "config.yaml", "PATCH_SIZE' of stage 0 is 7, larger than its grid of 5 x 44 with PATCH_PADDING 0")
 
 
 @pytest.mark.parametrize("what", ["lacks it", "cannot run them"])
@@ -244,7 +251,7 @@ def test_without_a_fit_onnx_runtime(imported, binary, tmp_path, what):
     done = invoke(binary, "model", "verify", folder, "--python", sys.executable, env=environment(PYTHONPATH=str(tmp_path)))
     if what == "lacks it":
         assert done.returncode == 0, done.stderr
-        assert "the ONNX models were not asked, this Python has no ONNX Runtime: none here" in done.stdout and "passed by MLflow" in done.stdout
+        assert "the ONNX models were not asked, this Python cannot import ONNX Runtime: none here" in done.stdout and "passed by MLflow" in done.stdout
     else:
         refused(done, 12, "ONNX Runtime 0.1 cannot run the ONNX models: opset 17 is unknown")
 

@@ -3,7 +3,7 @@
 use crate::cli::output;
 use crate::config::evaluation::{Condition, Figure};
 use crate::error::{Error, Result};
-use crate::evaluation::compare::{Pair, compare};
+use crate::evaluation::compare::{Pair, compare, only_in};
 use crate::evaluation::{Comparison, Document, MethodReport, Requirement, Side, gate, render_comparison};
 use crate::registry::{AssetKind, Reference, RunRecord, get};
 use crate::storage::Store;
@@ -108,11 +108,8 @@ fn text(first: &Found, second: &Found, pairs: &[Pair], requirements: &[Requireme
     if first.test() != second.test() {
         out += "they were evaluated on different test sets: differences are not those of the models alone\n";
     }
-    let methods = |a: &Found, b: &Found| {
-        let alone = a.methods().iter().filter(|m| b.methods().iter().all(|other| other.method != m.method));
-        alone.map(|m| m.method.to_string()).collect::<Vec<_>>()
-    };
-    for (name, alone) in [("first", methods(first, second)), ("second", methods(second, first))] {
+    let (ours, theirs) = (first.methods(), second.methods());
+    for (name, alone) in [("first", only_in(ours, theirs)), ("second", only_in(theirs, ours))] {
         if !alone.is_empty() {
             out += &format!("only in the {name}: {}\n", alone.join(", "));
         }

@@ -120,8 +120,8 @@ impl ModelVerb {
             }
             #[cfg(feature = "torch")]
             ModelVerb::ExportOnnx { target, folder } => {
-                let (package, _) = verified(store, &target)?;
-                let models = crate::jobs::export::export_onnx(&package::read_package(&package)?, &folder)?;
+                let (source, _) = verified(store, &target)?;
+                let models = crate::jobs::export::export_onnx(&package::read_package(&source)?, &folder)?;
                 models.iter().try_for_each(|path| output::line(&path.display().to_string()))
             }
             #[cfg(not(feature = "torch"))]

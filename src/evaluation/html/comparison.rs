@@ -4,21 +4,22 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::method::samples;
-use super::page::{contents, date, head, header, reading, verdict};
+use super::page::{AVERAGES, CALIBRATION, LIMITS, contents, date, figure_name, head, header, reading, verdict};
 use super::plot::{Axes, Svg, coordinate, line};
 use super::table::{Cell, Table};
 use super::text::{NONE, decimals, escape, number, plural, with_interval};
 use super::{Comparison, Side, confusion, names, reliability};
-use crate::evaluation::compare::{FIGURES, Pair, compare};
+use crate::evaluation::compare::{FIGURES, Pair, compare, only_in};
 use crate::evaluation::gate::figure;
 use crate::evaluation::interval::Interval;
 use crate::evaluation::report::MethodReport;
 
 /// What the figures mean beyond what the page of one evaluation says of them.
-const READING: [(&str, &str); 3] = [
+const READING: [(&str, &str); 6] = [
+    AVERAGES,
     (
         "Differences",
-        "A difference is the second figure minus the first, before rounding. Of accuracy, F1, MCC, AUC and AP a higher value is better, of calibration \
+        "A difference is the second figure minus the first, before rounding. Of accuracy, recall, F1, MCC, AUC and AP a higher value is better, of calibration \
          errors, the Brier score and log loss a lower one.",
     ),
     (
@@ -28,17 +29,16 @@ const READING: [(&str, &str); 3] = [
          1.000, which seems surer than it is. Intervals that overlap do not show that figures are equal: where both models saw the same rows, \
          even a smaller difference can be real.",
     ),
+    CALIBRATION,
     (
-        "Limits",
+        "Choosing",
         "This compares two measurements. Choosing the better of several models by their test figures makes those figures too good; keep data \
          aside that none of them was chosen by.",
     ),
+    LIMITS,
 ];
 /// What the two are called.
 const PLACES: [&str; 2] = ["first", "second"];
-/// Figures of which a low value is good.
-const LOW_IS_GOOD: [&str; 3] = ["ece", "brier", "log_loss"];
-
 pub(super) fn render(page: &Comparison<'_>) -> String {
     let sides = [page.first, page.second];
     let title = format!("{} and {}", page.first.reference, page.second.reference);
@@ -47,14 +47,8 @@ pub(super) fn render(page: &Comparison<'_>) -> String {
     let shared = shared(page);
     contents(&mut out, shared.iter().map(|(id, first, _)| (id.clone(), first.method.to_string())));
     out.push_str("<main>\n");
-    if page.requirements.is_empty() {
-        out.push_str(
-            "<section class=\"verdict none\" aria-labelledby=\"verdict\">\n\
-             <h2 id=\"verdict\">Verdict: none, no requirement was given to this comparison</h2>\n</section>\n",
-        );
-    } else {
-        verdict(&mut out, page.requirements, "Requirements of the second, and what was measured on its test split");
-    }
+    let caption = "Requirements of the second, and what was measured on its test split";
+    verdict(&mut out, page.requirements, caption, "none, no requirement was given to this comparison");
     out.push_str("<section aria-labelledby=\"summary\">\n<h2 id=\"summary\">Summary</h2>\n");
     for caution in cautions(sides) {
         let _ = writeln!(out, "<p><strong>{caution}</strong></p>");
@@ -66,12 +60,10 @@ pub(super) fn render(page: &Comparison<'_>) -> String {
         let _ =
             writeln!(out, "<p>They have {all} in common, which {} compared below.</p>", if one { "is" } else { "are" });
     }
-    for (index, side) in sides.into_iter().enumerate() {
-        let other = &sides[1 - index].document.methods;
-        let alone = side.document.methods.iter().filter(|m| other.iter().all(|o| o.method != m.method));
-        let alone: Vec<String> = alone.map(|m| m.method.to_string()).collect();
+    let methods = sides.map(|side| side.document.methods.as_slice());
+    for (place, alone) in PLACES.into_iter().zip([only_in(methods[0], methods[1]), only_in(methods[1], methods[0])]) {
         if !alone.is_empty() {
-            let _ = writeln!(out, "<p class=\"note\">Only in the {}: {}.</p>", PLACES[index], alone.join(", "));
+            let _ = writeln!(out, "<p class=\"note\">Only in the {place}: {}.</p>", alone.join(", "));
         }
     }
     out.push_str("</section>\n");
@@ -180,13 +172,13 @@ fn figures(id: &str, first: &MethodReport, second: &MethodReport) -> String {
     for (name, shown) in FIGURES {
         let Some(found) = pairs.iter().find(|pair| pair.figure == name) else { continue };
         let ends = [figure(first, name, None), figure(second, name, None)];
-        let best = if LOW_IS_GOOD.contains(&name) { " (0 is best)" } else { "" };
-        let mut cells = vec![Cell::row(format!("{shown}{best}"))];
+        let mut cells = vec![Cell::row(figure_name(name, shown))];
         cells.extend(ends.map(|(value, interval)| Cell::number(with_interval(value, interval))));
         cells.push(Cell::number(signed(found.difference)));
         cells.push(Cell::number(apart(found)));
         // only where the axis has room for them
-        let drawn = ends.iter().all(|end| lies_on_axis(name, end)).then(|| whiskers(shown, ends));
+        let is_drawn = ends.iter().all(|end| lies_on_axis(name, end)) && ends.iter().any(|(value, _)| value.is_some());
+        let drawn = is_drawn.then(|| whiskers(shown, ends));
         cells.push(Cell::of_class("whisker", drawn.unwrap_or_default()));
         table.body.push(cells);
     }
@@ -304,7 +296,7 @@ fn calibrations(out: &mut String, reports: [&MethodReport; 2]) {
         plot.title = format!("{}, {place}", plot.title);
         let _ = writeln!(
             out,
-            "<figure>\n{}\n<figcaption><b>{}.</b> Bars and dots: share of right rows. Dashed: where scores are true probabilities.</figcaption>\n</figure>",
+            "<figure>\n{}\n<figcaption><b>{}.</b> Bars and dots: share of right rows. Dashed: where scores are true probabilities. Below: how many rows.</figcaption>\n</figure>",
             plot.inline(),
             capital(place)
         );
@@ -344,10 +336,7 @@ fn whiskers(shown: &str, ends: [(Option<f64>, Option<Interval>); 2]) -> String {
     let finite = |value: f64| value.is_finite();
     for (y, (place, (value, interval))) in rows.into_iter().zip(["first", "second"].into_iter().zip(ends)) {
         if let Some(Interval { low, high }) = interval.filter(|i| finite(i.low) && finite(i.high)) {
-            line(&mut body, "interval", super::plot::INK, [axes.x(low), y, axes.x(high), y]);
-            for end in [low, high] {
-                line(&mut body, "interval", super::plot::INK, [axes.x(end), y - 3.0, axes.x(end), y + 3.0]);
-            }
+            axes.interval(&mut body, (low, high), y, 3.0);
         }
         if let Some(value) = value.filter(|v| finite(*v)) {
             let x = coordinate(axes.x(value));

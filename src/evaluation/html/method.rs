@@ -281,10 +281,7 @@ fn whisker(value: &str, accuracy: &Proportion, overall: f64) -> String {
     let finite = |value: Option<f64>| value.filter(|v| v.is_finite());
     let ends = finite(accuracy.low).zip(finite(accuracy.high));
     if let Some((low, high)) = ends {
-        line(&mut body, "interval", super::plot::INK, [axes.x(low), middle, axes.x(high), middle]);
-        for end in [low, high] {
-            line(&mut body, "interval", super::plot::INK, [axes.x(end), middle - 4.0, axes.x(end), middle + 4.0]);
-        }
+        axes.interval(&mut body, (low, high), middle, 4.0);
     }
     if let Some(share) = finite(accuracy.value) {
         let x = coordinate(axes.x(share));

@@ -9,6 +9,7 @@ use time::macros::format_description;
 use super::table::{Cell, Table};
 use super::text::{NONE, classes, escape, plural, with_interval};
 use super::{Page, curves_of, method, names};
+use crate::evaluation::compare::FIGURES;
 use crate::evaluation::gate::{Requirement, figure};
 use crate::evaluation::report::MethodReport;
 
@@ -22,14 +23,7 @@ const READING: [(&str, &str); 6] = [
          asks about each class alone, whether its score reaches the class\u{2019}s threshold, so that a row can have several classes or none. \
          Those thresholds are chosen on the validation split and applied to the test split as they are.",
     ),
-    (
-        "Averages",
-        "Macro figures are means over classes: a rare class counts as much as a frequent one. Macro F1 is over the classes that occur in the \
-         test split or are predicted, thresholded macro F1 over all. AUC is the chance that a row of the class \
-         scores above a row of another, 0.5 being a guess. AP (average precision) is the area below the precision-recall curve; what a guess \
-         gives is the share of the class\u{2019}s rows. mAUC and mAP are their means over the classes that are in the test split. MCC is 1 where \
-         all rows are right and 0 for a guess.",
-    ),
+    AVERAGES,
     (
         "Intervals",
         "Small figures below a number are a 95 % interval: how far the number might lie elsewhere if other rows of the same kind had been \
@@ -38,23 +32,33 @@ const READING: [(&str, &str); 6] = [
          several rows are of one patient, those are too narrow. A figure that is the same in every sample, as 1.000, seems surer than it is. All \
          hold the trained model and its thresholds fixed, and say nothing about data of another kind.",
     ),
-    (
-        "Calibration",
-        "A model is calibrated if of the rows that it scores at 0.8 eight of ten are right. The expected calibration error (ECE) is the mean \
-         distance from that over all rows, in bins of confidence. Bars below the dashed line are overconfident, bars above it too cautious. \
-         Where the scores are no probabilities, as votes of neighbours, this is a description only.",
-    ),
+    CALIBRATION,
     (
         "Operating points",
         "Each threshold is the one that reaches the target on the validation split at the best value of the other figure. What it \
          reaches on the test split is the estimate to go by; it can miss the target, all the more where few rows were there to choose it by.",
     ),
-    (
-        "Limits",
-        "This is a measurement on one test split. It is no statement of safety or fitness for use in patients, and neither the model nor this \
-         report is a medical device. Figures can differ for other devices, sites and patients, and for groups that are rare here.",
-    ),
+    LIMITS,
 ];
+pub(super) const AVERAGES: (&str, &str) = (
+    "Averages",
+    "Macro figures are means over classes: a rare class counts as much as a frequent one. Macro F1 is over the classes that occur in the \
+         test split or are predicted, thresholded macro F1 over all. AUC is the chance that a row of the class \
+         scores above a row of another, 0.5 being a guess. AP (average precision) is the area below the precision-recall curve; what a guess \
+         gives is the share of the class\u{2019}s rows. mAUC and mAP are their means over the classes that are in the test split. MCC is 1 where \
+         all rows are right and 0 for a guess.",
+);
+pub(super) const CALIBRATION: (&str, &str) = (
+    "Calibration",
+    "A model is calibrated if of the rows that it scores at 0.8 eight of ten are right. The expected calibration error (ECE) is the mean \
+         distance from that over all rows, in bins of confidence. Bars below the dashed line are overconfident, bars above it too cautious. \
+         Where the scores are no probabilities, as votes of neighbours, this is a description only.",
+);
+pub(super) const LIMITS: (&str, &str) = (
+    "Limits",
+    "This is a measurement on one test split. It is no statement of safety or fitness for use in patients, and neither the model nor this \
+         report is a medical device. Figures can differ for other devices, sites and patients, and for groups that are rare here.",
+);
 
 pub(super) fn render(page: &Page<'_>) -> String {
     let document = page.document;
@@ -64,7 +68,8 @@ pub(super) fn render(page: &Page<'_>) -> String {
     header(&mut out, "Evaluation report", &title, &facts(page));
     contents(&mut out, names.iter().cloned().zip(document.methods.iter().map(|report| report.method.to_string())));
     out.push_str("<main>\n");
-    verdict(&mut out, &document.requirements, "Requirements, and what was measured on the test split");
+    let caption = "Requirements, and what was measured on the test split";
+    verdict(&mut out, &document.requirements, caption, "no requirements were set");
     out.push_str("<section aria-labelledby=\"summary\">\n<h2 id=\"summary\">Summary</h2>\n");
     if document.methods.is_empty() {
         out.push_str("<p>No method was evaluated.</p>\n");
@@ -136,10 +141,11 @@ pub(super) fn contents(out: &mut String, methods: impl Iterator<Item = (String, 
     out.push_str("</ul>\n</nav>\n");
 }
 
-pub(super) fn verdict(out: &mut String, requirements: &[Requirement], caption: &str) {
+/// The requirements under `caption` or, without any, what `none` says: the end of a heading.
+pub(super) fn verdict(out: &mut String, requirements: &[Requirement], caption: &str, none: &str) {
     let missed = requirements.iter().filter(|r| !r.met).count();
     let (class, heading) = match (requirements.len(), missed) {
-        (0, _) => ("none", "Verdict: no requirements were set".to_owned()),
+        (0, _) => ("none", format!("Verdict: {none}")),
         (all, 0) => ("passed", format!("Verdict: gate passed, {all} of {} met", plural(all as u64, "requirement"))),
         (all, missed) => {
             ("failed", format!("Verdict: gate failed, {missed} of {} not met", plural(all as u64, "requirement")))
@@ -175,22 +181,20 @@ pub(super) fn verdict(out: &mut String, requirements: &[Requirement], caption: &
     out.push_str("</section>\n");
 }
 
+/// What a figure is called, and where its best is if that is not what one would think.
+pub(super) fn figure_name(name: &str, shown: &str) -> String {
+    let low_is_good = ["ece", "brier", "log_loss"].contains(&name);
+    format!("{shown}{}", if low_is_good { " (0 is best)" } else { "" })
+}
+
 fn summary(methods: &[MethodReport]) -> String {
-    const FIGURES: [(&str, &str); 7] = [
-        ("accuracy", "accuracy"),
-        ("macro F1", "macro_f1"),
-        ("MCC", "mcc"),
-        ("mAUC", "mauc"),
-        ("mAP", "mean_average_precision"),
-        ("thresholded macro F1", "thresholded_macro_f1"),
-        ("ECE (0 is best)", "ece"),
-    ];
     let mut table = Table::new("figures", "plain", "All methods on the test split");
     let mut head = vec![Cell::column("figure")];
     head.extend(methods.iter().map(|r| Cell::column(r.method.to_string())));
     table.head.push(head);
-    for (shown, name) in FIGURES {
-        let mut cells = vec![Cell::row(shown)];
+    // the others are in the sections
+    for (name, shown) in FIGURES.into_iter().filter(|(name, _)| !["brier", "log_loss"].contains(name)) {
+        let mut cells = vec![Cell::row(figure_name(name, shown))];
         cells.extend(methods.iter().map(|report| {
             let (value, interval) = figure(report, name, None);
             Cell::number(with_interval(value, interval))

@@ -100,6 +100,14 @@ impl Axes {
         upright(out, (left - 32.0, self.y(0.5)), y_title);
     }
 
+    /// A horizontal line from `low` to `high` at the height `y` of the picture, with caps that reach so far up and down.
+    pub(super) fn interval(&self, out: &mut String, (low, high): (f64, f64), y: f64, cap: f64) {
+        line(out, "interval", INK, [self.x(low), y, self.x(high), y]);
+        for end in [low, high] {
+            line(out, "interval", INK, [self.x(end), y - cap, self.x(end), y + cap]);
+        }
+    }
+
     /// A line through points from (0, 0) to (1, 1). Points that are not finite are left out, and those that lie on the line anyway.
     pub(super) fn path(&self, points: impl IntoIterator<Item = (f64, f64)>) -> String {
         let mut corners: Vec<(f64, f64)> = Vec::new();

@@ -53,7 +53,7 @@ impl<'a> Graph<'a> {
         Graph { weights, nodes: Vec::new(), initializers: BTreeMap::new(), scope: String::new() }
     }
 
-    /// An operator with one output; an empty input is one that is left out.
+    /// An operator with one output.
     pub(super) fn node<const N: usize>(
         &mut self,
         op: &str,
@@ -174,14 +174,14 @@ impl<'a> Graph<'a> {
     }
 
     /// The linear layer of these parameters on [N, in].
-    pub(super) fn layer(&mut self, x: &Value, weight: &str, bias: &str) -> Result<Value> {
+    pub(super) fn linear_of(&mut self, x: &Value, [weight, bias]: [&str; 2]) -> Result<Value> {
         let (weight, bias) = (self.parameter(weight)?.0, self.parameter(bias)?.0);
         Ok(self.linear(x, &weight, Some(&bias)))
     }
 
     /// The linear layer `path` on [N, in].
     pub(super) fn linear_at(&mut self, x: &Value, path: &str) -> Result<Value> {
-        self.layer(x, &format!("{path}.weight"), &format!("{path}.bias"))
+        self.linear_of(x, [&format!("{path}.weight"), &format!("{path}.bias")])
     }
 
     /// The layer norm `path` over the last dimension.

@@ -22,7 +22,7 @@ impl Weights {
 pub(super) fn scores(graph: &mut Graph<'_>, features: &Value, classifier: &ClassifierConfig) -> Result<Value> {
     graph.scope = "classifier".to_owned();
     let logits = match classifier.adapter {
-        Some(_) => adapter(graph, features)?,
+        Some(_) => adapter_logits(graph, features)?,
         None => zero_shot(graph, features)?,
     };
     Ok(graph.softmax(&logits))
@@ -38,7 +38,7 @@ fn zero_shot(graph: &mut Graph<'_>, features: &Value) -> Result<Value> {
 }
 
 /// The adapter's logits: of its convolutions, over a sequence of one embedding, only the middle taps act.
-fn adapter(graph: &mut Graph<'_>, features: &Value) -> Result<Value> {
+fn adapter_logits(graph: &mut Graph<'_>, features: &Value) -> Result<Value> {
     let path = |layer: &str| format!("{HEAD}{layer}");
     let x = graph.linear_at(features, &path("vision_embd.0"))?;
     let x = graph.gelu(&x);

@@ -2,7 +2,7 @@
 
 use super::graph::{Graph, Value};
 use super::proto::{Attribute, number};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::imaging::PixelContract;
 use crate::model::config::ImageEncoderConfig;
 use crate::model::davit::{self, Attention};
@@ -37,11 +37,11 @@ pub(super) fn encoder(
     for (op, by) in [("Div", whole), ("Sub", mean), ("Div", std)] {
         x = graph.node(op, [&x, &by], []);
     }
-    let (height, width) = (contract.height() as i64, contract.width() as i64);
+    let size = contract.image_size.map(i64::from);
     let tokens = graph.reshape(&x, &[-1, 3]);
-    let mut grid = Grid { tokens, height, width, channels: 3 };
-    for stage in 0..config.dim_embed.len() {
-        grid = embed(graph, &grid, config, stage)?;
+    let mut grid = Grid { tokens, height: size[0], width: size[1], channels: 3 };
+    for (stage, after) in config.grids(size)?.into_iter().enumerate() {
+        grid = embed(graph, &grid, (config, stage), after)?;
         for (path, attention) in davit::blocks_of(config, stage) {
             graph.scope.clone_from(&path);
             grid.tokens = block(graph, &grid, &path, attention)?;
@@ -53,20 +53,17 @@ pub(super) fn encoder(
     graph.layer_norm(&mean, "image_encoder.norms", davit::EPS)
 }
 
-/// The strided convolution that begins a stage.
-fn embed(graph: &mut Graph<'_>, grid: &Grid, config: &ImageEncoderConfig, stage: usize) -> Result<Grid> {
+/// The strided convolution that begins a stage, to a grid of this height and width.
+fn embed(
+    graph: &mut Graph<'_>,
+    grid: &Grid,
+    (config, stage): (&ImageEncoderConfig, usize),
+    [height, width]: [i64; 2],
+) -> Result<Grid> {
     let path = format!("image_encoder.convs.{stage}");
     graph.scope.clone_from(&path);
     let (kernel, stride) = (config.patch_size[stage], config.patch_stride[stage]);
-    let padding = config.patch_padding[stage];
-    let after = |side: i64| (side + 2 * padding - kernel) / stride + 1;
-    let (height, width, channels) = (after(grid.height), after(grid.width), config.dim_embed[stage]);
-    if grid.height.min(grid.width) + 2 * padding < kernel {
-        return Err(Error::package(format!(
-            "config.yaml: PATCH_SIZE of stage {stage} is {kernel}, larger than its grid of {} x {} with padding {padding}",
-            grid.height, grid.width
-        )));
-    }
+    let (padding, channels) = (config.patch_padding[stage], config.dim_embed[stage]);
     let norm = format!("{path}.norm");
     let prenorm = config.patch_prenorm[stage];
     let tokens = if prenorm { graph.layer_norm(&grid.tokens, &norm, davit::EPS)? } else { grid.tokens.clone() };

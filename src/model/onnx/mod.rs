@@ -31,14 +31,14 @@ use std::path::Path;
 /// # Errors
 /// [`crate::ErrorKind::Package`] for weights that are no safetensors or do not fit the configuration; [`crate::ErrorKind::Storage`].
 pub fn write(checkpoints: &Path, config: &PackageConfig, model: &ModelConfig) -> Result<()> {
-    let scaling_factor = read_tensor(&checkpoints.join(&config.weights), "logit_scale")?;
-    let scaling_factor = scaling_factor.f_double_value(&[]).map_err(super::engine)? as f32;
-    let scaling_factor = ("scaling_factor", scaling_factor.to_string());
     let pixels = ("pixels", config.pixels.to_json()?.to_string());
     let mut weights = Weights::default();
     weights.add(checkpoints, &config.weights, "")?;
     match &config.classifier {
         None => {
+            let scaling_factor = read_tensor(&checkpoints.join(&config.weights), "logit_scale")?;
+            let scaling_factor = scaling_factor.f_double_value(&[]).map_err(super::engine)? as f32;
+            let scaling_factor = ("scaling_factor", scaling_factor.to_string());
             let image = image_encoder(&weights, config, model)?;
             save(&checkpoints.join(IMAGE_ENCODER_ONNX), image, [pixels, scaling_factor.clone()])?;
             let most = ("context_length", model.text.context_length.to_string());

@@ -22,7 +22,7 @@ pub(super) fn encoder(graph: &mut Graph<'_>, ids: &Value, mask: &Value, config: 
     let tokens = graph.add(&tokens, &positions);
     let mut x = graph.reshape(&tokens, &[-1, width]);
 
-    // true where a token must not be seen: [B, 1, 1, L], and after a token itself [L, L]
+    // true where a token must not be seen: [B, 1, 1, L], and [L, L] for those that come later
     let padding = graph.node("Equal", [mask, &zero], []);
     let between = graph.ints(&[1, 2]);
     let mut hidden = graph.node("Unsqueeze", [&padding, &between], []);
@@ -42,7 +42,7 @@ pub(super) fn encoder(graph: &mut Graph<'_>, ids: &Value, mask: &Value, config: 
         graph.scope.clone_from(&path);
         let normed = graph.layer_norm(&x, &format!("{path}.ln_1"), EPS)?;
         let (weight, offset) = (format!("{path}.attn.in_proj_weight"), format!("{path}.attn.in_proj_bias"));
-        let qkv = graph.layer(&normed, &weight, &offset)?;
+        let qkv = graph.linear_of(&normed, [&weight, &offset])?;
         let [q, k, v] = graph.thirds(&qkv, 1, width).map(|part| graph.node("Reshape", [&part, &by_head], []));
         let q = graph.scale(&q, (head as f64).powf(-0.5));
         let (q, k) = (graph.transpose(&q, &[0, 2, 1, 3]), graph.transpose(&k, &[0, 2, 3, 1]));
