@@ -39,6 +39,7 @@ const READING: [(&str, &str); 6] = [
 ];
 /// What the two are called.
 const PLACES: [&str; 2] = ["first", "second"];
+
 pub(super) fn render(page: &Comparison<'_>) -> String {
     let sides = [page.first, page.second];
     let title = format!("{} and {}", page.first.reference, page.second.reference);
