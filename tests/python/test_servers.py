@@ -58,9 +58,11 @@ def test_faults_happen_and_creating_still_has_at_most_one_winner(s3):
         counted = counts(proxied)
     requests = 20 * 32
     assert counted["requests"] == counted["methods"]["PUT"] == requests
-    assert 0.07 * requests < counted["busy"] < 0.13 * requests
-    assert 0.03 * requests < counted["conflict"] < 0.07 * requests
-    assert 0.13 * requests < counted["lost_ack"] < 0.22 * requests
+    # the seed does not decide the counts, since which request draws next is a race: each lies within five standard deviations. A fault is drawn
+    # for what no other has met
+    for name, chance in (("busy", 0.1), ("conflict", 0.9 * 0.05), ("lost_ack", 0.9 * 0.95 * 0.2)):
+        spread = 5 * (requests * chance * (1 - chance)) ** 0.5
+        assert 0 < requests * chance - spread < counted[name] < requests * chance + spread, (name, counted)
     # what an answer was lost for is there all the same
     assert any(s3.read(f"faulty/{turn}") for turn in range(20))
 
