@@ -37,6 +37,12 @@ pub struct Input {
 }
 
 impl Document {
+    /// SHA-256 in hex of the texts of the test set; `None` where they are not recorded.
+    #[must_use]
+    pub fn test_set(&self) -> Option<&str> {
+        self.inputs.get("test_text_tsv").map(|input| input.sha256.as_str())
+    }
+
     /// Reads `report.json`.
     ///
     /// # Errors

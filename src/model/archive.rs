@@ -50,18 +50,19 @@ impl Archive {
         Ok(Archive { map, path: path.to_owned(), format, entries })
     }
 
+    /// The error for an entry of another type than weights have.
+    pub(super) fn no_weights(&self, entry: &Entry) -> Error {
+        let (file, name, dtype) = (self.path.display(), &entry.name, entry.dtype);
+        Error::package(format!("'{file}': tensor '{name}' has type {dtype:?}; weights must be f32, f16 or bf16"))
+    }
+
     /// The entry's numbers as f32 on the CPU.
     pub(super) fn load(&self, entry: &Entry) -> Result<Tensor> {
         let kind = match entry.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::F16 => Kind::Half,
             Dtype::BF16 => Kind::BFloat16,
-            other => {
-                let (file, name) = (self.path.display(), &entry.name);
-                return Err(Error::package(format!(
-                    "'{file}': tensor '{name}' has type {other:?}; weights must be f32, f16 or bf16"
-                )));
-            }
+            _ => return Err(self.no_weights(entry)),
         };
         let bytes = &self.map[entry.start..entry.start + entry.length];
         let count = (entry.length * 8 / entry.dtype.bitsize()) as i64;

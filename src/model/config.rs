@@ -38,25 +38,31 @@ pub struct ImageEncoderConfig {
 }
 
 impl ImageEncoderConfig {
-    /// Height and width in tokens of each stage's grid, of an image of `size` (height and width, pixels).
+    /// Height and width in tokens of each stage's grid, of an image of `size` (height and width, pixels); 0 where a patch does not fit.
+    #[must_use]
+    pub fn grids(&self, size: [i64; 2]) -> Vec<[i64; 2]> {
+        let mut grid = size;
+        let next = |stage: usize| {
+            let (kernel, stride) = (self.patch_size[stage], self.patch_stride[stage]);
+            grid = grid.map(|side| (side + 2 * self.patch_padding[stage] - kernel + stride).max(0) / stride);
+            grid
+        };
+        (0..self.dim_embed.len()).map(next).collect()
+    }
+
+    /// That every stage has tokens, of an image of `size` (height and width, pixels).
     ///
     /// # Errors
     /// [`crate::ErrorKind::Package`] naming the stage whose patch is larger than what it is to cover.
-    pub fn grids(&self, size: [i64; 2]) -> Result<Vec<[i64; 2]>> {
-        let mut grid = size;
-        let sizes = self.patch_size.iter().zip(&self.patch_stride).zip(&self.patch_padding);
-        let stage = |(stage, ((kernel, stride), padding)): (usize, ((&i64, &i64), &i64))| {
-            if grid.iter().any(|side| side + 2 * padding < *kernel) {
-                let [height, width] = grid;
-                return Err(Error::package(format!(
-                    "'IMAGE_ENCODER.SPEC.PATCH_SIZE' of stage {stage} is {kernel}, larger than its grid of {height} x {width} with PATCH_PADDING \
-                     {padding}: take a smaller one, or a larger IMAGE_SIZE"
-                )));
-            }
-            grid = grid.map(|side| (side + 2 * padding - kernel) / stride + 1);
-            Ok(grid)
-        };
-        sizes.enumerate().map(stage).collect()
+    pub fn check_patches(&self, size: [i64; 2]) -> Result<()> {
+        let grids = self.grids(size);
+        let Some(stage) = grids.iter().position(|grid| grid.contains(&0)) else { return Ok(()) };
+        let [height, width] = if stage == 0 { size } else { grids[stage - 1] };
+        Err(Error::package(format!(
+            "'IMAGE_ENCODER.SPEC.PATCH_SIZE' of stage {stage} is {}, larger than its grid of {height} x {width} with PATCH_PADDING {}: take a \
+             smaller one, or a larger IMAGE_SIZE",
+            self.patch_size[stage], self.patch_padding[stage]
+        )))
     }
 }
 
@@ -189,7 +195,7 @@ impl ModelConfig {
                 return Err(r.bad("IMAGE_ENCODER.SPEC.DIM_EMBED", &what));
             }
         }
-        image.grids(image.image_size).map_err(|e| e.context(r.origin))?;
+        image.check_patches(image.image_size).map_err(|e| e.context(r.origin))?;
         if self.text.width % self.text.heads != 0 {
             return Err(r.bad("LANG_ENCODER.WIDTH", "a multiple of HEADS"));
         }

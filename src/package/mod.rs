@@ -3,7 +3,8 @@
 //! A package is written once, whole: [`write_package`] ends with `medtune-manifest.json`, which lists every other file with
 //! size and SHA-256, so a folder that has it is complete and [`verify_package`] can prove it unchanged. Packages hold no
 //! pickle; the Python that MLflow imports is short, under a module name made from its own hash, so packages of different
-//! versions can be loaded into one process. `self-test.json` has what the model answers to made-up images. No path of a package leads out of it, and no link is followed.
+//! versions can be loaded into one process. `self-test.json` has what the model answers to made-up images. No path of a package leads out of
+//! it, and no link is followed.
 
 pub mod card;
 pub mod config;

@@ -31,20 +31,18 @@ def standardised(data, size, quality):
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
-def rgb(settings, images):
-    """Bytes [n, H, W, 3] of encoded images, before they are normalised; `settings` is `pixels` of medtune.json."""
-    size, quality = (settings[f"image_standardization_{key}"] for key in ("image_size", "jpeg_compression_ratio"))
+def rgb(settings, images, size=None, quality=None):
+    """The pixel path by Pillow: bytes [n, H, W, 3] of encoded images, before they are normalised; `settings` is `pixels` of medtune.json."""
+    size = size or settings["image_standardization_image_size"]
+    quality = quality or settings["image_standardization_jpeg_compression_ratio"]
     height, width = settings["image_size"]
     return np.stack([np.asarray(resized(standardised(data, size, quality), width, height)) for data in images])
 
 
 def pixels(data, settings, size=None, quality=None):
-    """The pixel path by Pillow: f32 [3, H, W] of encoded `data`; `settings` is `pixels` of medtune.json."""
-    size = size or settings["image_standardization_image_size"]
-    quality = quality or settings["image_standardization_jpeg_compression_ratio"]
-    height, width = settings["image_size"]
-    image = resized(standardised(data, size, quality), width, height)
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    """Those of one image, normalised: f32 [3, H, W]."""
+    [image] = rgb(settings, [data], size, quality)
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     return (tensor - torch.tensor(settings["mean"])[:, None, None]) / torch.tensor(settings["std"])[:, None, None]
 
 
@@ -164,14 +162,18 @@ class Reference:
         x = self.text(ids, mask) @ self.state["lang_projection"]
         return x / x.norm(dim=1, keepdim=True)
 
-    def encode_texts(self, tokenizer, texts):
-        """Strings -> unit vectors [B, P]; every row padded to the full context, as the original serves."""
+    def tokens(self, tokenizer, texts, length=None):
+        """Ids and mask [B, L] of strings; rows are padded to the longest or to `length`, with what the original takes."""
         context = self.text.positional_embedding.shape[0]
         start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
         rows = [[start, *tokenizer.encode(text, add_special_tokens=False).ids[: context - 2], end] for text in texts]
-        ids = torch.tensor([row + [end] * (context - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (context - len(row)) for row in rows])
-        return self.encode_text(ids, mask)
+        length = length or max(map(len, rows))
+        ids = torch.tensor([row + [end] * (length - len(row)) for row in rows])
+        return ids, torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+
+    def encode_texts(self, tokenizer, texts):
+        """Strings -> unit vectors [B, P]; every row padded to the full context, as the original serves."""
+        return self.encode_text(*self.tokens(tokenizer, texts, self.text.positional_embedding.shape[0]))
 
 
 def adapter_logits(state, features):

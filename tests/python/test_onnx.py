@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import handmade
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -41,13 +40,9 @@ def session(package, name):
 
 
 def tokens(package, texts, length=None):
-    """Ids and mask [n, L] of `texts`, filled up to the longest or to `length`."""
-    context = package.model.text.positional_embedding.shape[0]
-    start, end = (package.tokenizer.token_to_id(token) for token in ("<|startoftext|>", "<|endoftext|>"))
-    rows = [[start, *package.tokenizer.encode(text, add_special_tokens=False).ids[: context - 2], end] for text in texts]
-    length = length or max(map(len, rows))
-    ids = [row + [end] * (length - len(row)) for row in rows]
-    return np.array(ids), np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    """What the text encoder takes of `texts`."""
+    ids, mask = package.model.tokens(package.tokenizer, texts, length)
+    return {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
 
 
 def near(found, expected):
@@ -95,12 +90,11 @@ def test_both_encoders(run, imported, name):
     text, expected = session(folder, "text_encoder.onnx"), package.text_features(TEXTS)
     context = package.model.text.positional_embedding.shape[0]
     for length in (None, context):
-        ids, mask = tokens(package, TEXTS, length)
-        near(text.run(None, {"input_ids": ids, "attention_mask": mask})[0], expected)
+        near(text.run(None, tokens(package, TEXTS, length))[0], expected)
     # of a text alone, with nothing to fill up
-    ids, mask = tokens(package, TEXTS[1:2])
-    assert ids.shape[1] < context and mask.all()
-    near(text.run(None, {"input_ids": ids, "attention_mask": mask})[0], expected[1:2])
+    alone = tokens(package, TEXTS[1:2])
+    assert alone["input_ids"].shape[1] < context and alone["attention_mask"].all()
+    near(text.run(None, alone)[0], expected[1:2])
 
 
 @pytest.mark.parametrize("name", ["zero-shot", "adapter-classifier"])
@@ -150,8 +144,7 @@ def test_of_a_package_without_them(run, medtune, binary, tmp_path, name):
     pixels, features = rgb(package.settings["pixels"], files), package.image_features(files)
     if name == "base":
         near(onnxruntime.InferenceSession(said[0]).run(None, {"images": pixels})[0], features)
-        ids, mask = tokens(package, TEXTS)
-        near(onnxruntime.InferenceSession(said[1]).run(None, {"input_ids": ids, "attention_mask": mask})[0], package.text_features(TEXTS))
+        near(onnxruntime.InferenceSession(said[1]).run(None, tokens(package, TEXTS))[0], package.text_features(TEXTS))
         assert (folder / package.settings["tokenizer"]).is_file()
     else:
         near(onnxruntime.InferenceSession(said[0]).run(["scores"], {"images": pixels})[0], package.scores(features))

@@ -41,11 +41,6 @@ struct Found {
 }
 
 impl Found {
-    /// SHA-256 of the texts of the test set.
-    fn test(&self) -> Option<&str> {
-        self.document.inputs.get("test_text_tsv").map(|input| input.sha256.as_str())
-    }
-
     fn methods(&self) -> &[MethodReport] {
         &self.document.methods
     }
@@ -66,7 +61,7 @@ impl CompareArguments {
         }
         if self.json {
             let references = [&first.reference, &second.reference];
-            let same = first.test() == second.test();
+            let same = first.document.test_set() == second.document.test_set();
             output::json(&json!({
                 "reports": references, "same_test_set": same, "figures": pairs, "requirements": requirements,
             }))?;
@@ -105,7 +100,7 @@ fn text(first: &Found, second: &Found, pairs: &[Pair], requirements: &[Requireme
         vec![p.method.clone(), p.figure.clone(), number(p.first), number(p.second), difference, apart.to_owned()]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    if first.test() != second.test() {
+    if first.document.test_set() != second.document.test_set() {
         out += "they were evaluated on different test sets: differences are not those of the models alone\n";
     }
     let (ours, theirs) = (first.methods(), second.methods());

@@ -106,7 +106,7 @@ fn facts(page: &Comparison<'_>) -> Vec<(&'static str, String)> {
 /// What makes the two hard to compare, and what each was found wanting in; HTML.
 fn cautions(sides: [Side<'_>; 2]) -> Vec<String> {
     let mut out = Vec::new();
-    let tests = sides.map(|side| side.document.inputs.get("test_text_tsv").map(|input| &input.sha256));
+    let tests = sides.map(|side| side.document.test_set());
     let rows = sides.map(|side| side.document.methods.first().map(|method| method.n));
     if tests[0] != tests[1] {
         out.push(
@@ -335,13 +335,13 @@ fn whiskers(shown: &str, ends: [(Option<f64>, Option<Interval>); 2]) -> String {
         line(&mut body, "grid", super::plot::GRID, [axes.x(tick), 2.0, axes.x(tick), height - 2.0]);
     }
     let finite = |value: f64| value.is_finite();
-    for (y, (place, (value, interval))) in rows.into_iter().zip(["first", "second"].into_iter().zip(ends)) {
+    for (y, (place, (value, interval))) in rows.into_iter().zip(PLACES.into_iter().zip(ends)) {
         if let Some(Interval { low, high }) = interval.filter(|i| finite(i.low) && finite(i.high)) {
             axes.interval(&mut body, (low, high), y, 3.0);
         }
         if let Some(value) = value.filter(|v| finite(*v)) {
             let x = coordinate(axes.x(value));
-            let circle = if place == "first" {
+            let circle = if place == PLACES[0] {
                 format!("\n<circle class=\"dot\" fill=\"#0072b2\" cx=\"{x}\" cy=\"{y}\" r=\"3.5\"/>")
             } else {
                 format!(

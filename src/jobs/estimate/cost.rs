@@ -46,18 +46,6 @@ fn layer(weight: String, flop: f64, in_block: bool) -> Layer {
     Layer { weight: Some(weight), flop, in_block }
 }
 
-/// The grid of tokens of each stage, height and width.
-fn grids(image: &ImageEncoderConfig) -> Vec<[i64; 2]> {
-    let mut size = image.image_size;
-    let stages = 0..image.dim_embed.len();
-    let next = stages.map(|i| {
-        size =
-            size.map(|s| ((s + 2 * image.patch_padding[i] - image.patch_size[i]) / image.patch_stride[i] + 1).max(1));
-        size
-    });
-    next.collect()
-}
-
 /// Tokens of a grid, and with its windows filled up.
 fn tokens([h, w]: [i64; 2], window: i64) -> (f64, f64) {
     let up = |s: i64| (s + window - 1) / window * window;
@@ -69,7 +57,7 @@ pub(super) fn image_layers(config: &ModelConfig) -> Vec<Layer> {
     let image = &config.image;
     let mut layers = Vec::new();
     let mut before = 3.0;
-    for (i, grid) in grids(image).into_iter().enumerate() {
+    for (i, grid) in image.grids(image.image_size).into_iter().enumerate() {
         let (n, padded) = tokens(grid, image.window_size);
         let (c, kernel) = (image.dim_embed[i] as f64, image.patch_size[i] as f64);
         let name = format!("image_encoder.convs.{i}.proj.weight");
@@ -129,7 +117,7 @@ pub(super) fn image_kept(image: &ImageEncoderConfig, half: bool) -> Kept {
     let softmax = if half { 6.0 } else { 4.0 };
     let mut kept = Kept::default();
     let mut before = (image.image_size[0] * image.image_size[1] * 3) as f64 * 4.0;
-    for (i, grid) in grids(image).into_iter().enumerate() {
+    for (i, grid) in image.grids(image.image_size).into_iter().enumerate() {
         let (n, padded) = tokens(grid, image.window_size);
         let c = image.dim_embed[i] as f64;
         // the convolution's input, and the norm's before or after it

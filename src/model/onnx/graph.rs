@@ -19,16 +19,13 @@ pub(super) struct Weights {
 impl Weights {
     /// Adds the tensors of `folder/file`; `prefix` goes before their names.
     pub(super) fn add(&mut self, folder: &Path, file: &str, prefix: &str) -> Result<()> {
-        let path = folder.join(file);
-        for entry in Archive::open(&path, false)?.entries {
+        let archive = Archive::open(&folder.join(file), false)?;
+        for entry in &archive.entries {
             let kind = match entry.dtype {
                 Dtype::F32 => number::FLOAT,
                 Dtype::F16 => number::FLOAT16,
                 Dtype::BF16 => number::BFLOAT16,
-                other => {
-                    let why = format!("'{}': tensor '{}' has type {other:?}", path.display(), entry.name);
-                    return Err(Error::package(format!("{why}; weights must be f32, f16 or bf16")));
-                }
+                _ => return Err(archive.no_weights(entry)),
             };
             let name = format!("{prefix}{}", entry.name);
             let tensor = Tensor::external(&name, (kind, &entry.shape), file, [entry.start, entry.length]);
@@ -95,7 +92,14 @@ impl<'a> Graph<'a> {
         Ok((value, shape))
     }
 
-    fn constant(&mut self, name: String, (data_type, dims): (i32, Vec<i64>), raw_data: Vec<u8>) -> Value {
+    /// A constant of these numbers, each in its little-endian bytes.
+    fn constant<const N: usize>(
+        &mut self,
+        name: String,
+        (data_type, dims): (i32, Vec<i64>),
+        numbers: impl IntoIterator<Item = [u8; N]>,
+    ) -> Value {
+        let raw_data = numbers.into_iter().flatten().collect();
         let tensor = Tensor { dims, data_type, name: name.clone(), raw_data, ..Tensor::default() };
         self.initializers.insert(name.clone(), tensor);
         name
@@ -103,26 +107,24 @@ impl<'a> Graph<'a> {
 
     /// A list of whole numbers, such as a shape.
     pub(super) fn ints(&mut self, values: &[i64]) -> Value {
-        let name = format!("ints{values:?}").replace(' ', "");
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.constant(name, (number::INT64, vec![values.len() as i64]), bytes)
+        let bytes = values.iter().map(|v| v.to_le_bytes());
+        self.constant(format!("ints{values:?}").replace(' ', ""), (number::INT64, vec![values.len() as i64]), bytes)
     }
 
     /// One whole number.
     pub(super) fn int(&mut self, value: i64) -> Value {
-        self.constant(format!("int({value})"), (number::INT64, Vec::new()), value.to_le_bytes().to_vec())
+        self.constant(format!("int({value})"), (number::INT64, Vec::new()), [value.to_le_bytes()])
     }
 
     /// A list of numbers.
     pub(super) fn floats(&mut self, values: &[f32]) -> Value {
-        let name = format!("floats{values:?}").replace(' ', "");
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.constant(name, (number::FLOAT, vec![values.len() as i64]), bytes)
+        let bytes = values.iter().map(|v| v.to_le_bytes());
+        self.constant(format!("floats{values:?}").replace(' ', ""), (number::FLOAT, vec![values.len() as i64]), bytes)
     }
 
     /// One number.
     pub(super) fn float(&mut self, value: f32) -> Value {
-        self.constant(format!("float({value})"), (number::FLOAT, Vec::new()), value.to_le_bytes().to_vec())
+        self.constant(format!("float({value})"), (number::FLOAT, Vec::new()), [value.to_le_bytes()])
     }
 
     /// `x` in another shape; -1 is what remains, 0 the dimension as it is.

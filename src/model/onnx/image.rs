@@ -40,7 +40,8 @@ pub(super) fn encoder(
     let size = contract.image_size.map(i64::from);
     let tokens = graph.reshape(&x, &[-1, 3]);
     let mut grid = Grid { tokens, height: size[0], width: size[1], channels: 3 };
-    for (stage, after) in config.grids(size)?.into_iter().enumerate() {
+    config.check_patches(size)?;
+    for (stage, after) in config.grids(size).into_iter().enumerate() {
         grid = embed(graph, &grid, (config, stage), after)?;
         for (path, attention) in davit::blocks_of(config, stage) {
             graph.scope.clone_from(&path);
