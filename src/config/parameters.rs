@@ -248,6 +248,23 @@ impl FinetuneParameters {
         self.model_card.validate()?;
         self.prompt_templates.validate()
     }
+
+    /// What attempts that go on from one another must share: the others have their defaults. No step depends on them but those that
+    /// come to a number that is not finite, and without them there is no package.
+    #[must_use]
+    pub fn for_resuming(&self) -> FinetuneParameters {
+        let FinetuneParameters { on_non_finite, keep_checkpoints, repeated, model_card, stored_weights, onnx, .. } =
+            FinetuneParameters::default();
+        FinetuneParameters {
+            on_non_finite,
+            keep_checkpoints,
+            repeated,
+            model_card,
+            stored_weights,
+            onnx,
+            ..self.clone()
+        }
+    }
 }
 
 /// Parameters of Assemble.
@@ -324,6 +341,7 @@ impl Parameters {
     pub fn for_resuming(&self) -> Option<Parameters> {
         match self {
             Parameters::Embed(parameters) => Some(Parameters::Embed(parameters.for_resuming())),
+            Parameters::Finetune(parameters) => Some(Parameters::Finetune(parameters.for_resuming())),
             _ => None,
         }
     }

@@ -120,7 +120,11 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         value = outcome.best,
         "best weights chosen"
     );
-    package(context, parameters, &base, (&save_dir, &outcome))
+    let kept = config.resume && checkpoint::exists(store, context.continuation, outcome.steps).unwrap_or_default();
+    package(context, parameters, &base, (&save_dir, &outcome)).map_err(|error| {
+        let after = "the training is done and kept, and the job, run again, goes on with its package";
+        if kept { error.context(after) } else { error }
+    })
 }
 
 /// The training configuration with the job's replacements, checked against the base package.

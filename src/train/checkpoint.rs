@@ -28,7 +28,7 @@ const STATE: &str = "state.json";
 pub const WEIGHTS: &str = "weights.safetensors";
 /// File of their moving average.
 pub const AVERAGE: &str = "average.safetensors";
-/// File of AdamW's moments and step counts.
+/// File of AdamW's moments and step counts; not after the last step.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// File of the series of the run so far.
 pub const SERIES: &str = "metrics.jsonl";
@@ -149,6 +149,14 @@ pub struct Restored {
 #[must_use]
 pub fn folder(key: &str) -> String {
     format!("checkpoints/{key}")
+}
+
+/// Whether there is a checkpoint after `step` of the training `key`.
+///
+/// # Errors
+/// [`ErrorKind::Storage`]; [`ErrorKind::Data`] when its list of files cannot be read.
+pub fn exists(store: &Store, key: &str, step: u64) -> Result<bool> {
+    read_complete(store, &format!("{}/{}", folder(key), step_folder(step))).map(|found| found.is_some())
 }
 
 impl Checkpoints {

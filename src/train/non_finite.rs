@@ -52,13 +52,12 @@ impl NonFinite {
             tracing::warn!("{what}: the step is left out; the keys of its rows are in {FILE} in the run's folder");
             return Ok(());
         }
-        let many = if self.action == OnNonFinite::Skip {
-            format!(", {} steps in a row", self.in_a_row)
-        } else {
-            String::new()
+        let (many, leave_out) = match self.action {
+            OnNonFinite::Skip => (format!(", {} steps in a row", self.in_a_row), ""),
+            OnNonFinite::Stop => (String::new(), ", leave such steps out (parameters.on_non_finite: skip)"),
         };
         Err(Error::config(format!(
-            "{what}{many}: lower START_LEARNING_RATE, raise warmup_steps or set GRAD_CLIPPING; the keys of the rows are in \
+            "{what}{many}: lower START_LEARNING_RATE, raise warmup_steps{leave_out} or set GRAD_CLIPPING; the keys of the rows are in \
              {FILE} in the run's folder"
         )))
     }

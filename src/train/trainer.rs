@@ -170,7 +170,9 @@ impl Training<'_> {
             )));
         }
         weights::load_into(&folder.join(checkpoint::WEIGHTS), self.params.entries())?;
-        weights::load_into(&folder.join(checkpoint::OPTIMIZER), optimizer.state())?;
+        if state.step < state.total {
+            weights::load_into(&folder.join(checkpoint::OPTIMIZER), optimizer.state())?;
+        }
         if let Some(ema) = ema {
             weights::load_into(&folder.join(checkpoint::AVERAGE), ema.tensors())?;
         }
@@ -258,7 +260,8 @@ impl Loop<'_, '_> {
             if !self.state.evaluated {
                 self.track_or_save()?;
             }
-            if every(config.save_every) || (config.save_every > 0 && step == total) {
+            // what has been learned outlives whatever happens to its package
+            if every(config.save_every) || step == total {
                 let world = self.t.world;
                 // the others wait: it may take longer than a step may
                 if let Some(Err(error)) = world.first(|| Ok(self.save()))? {
@@ -416,7 +419,9 @@ impl Loop<'_, '_> {
         let started = Instant::now();
         let draft = self.t.checkpoints.draft()?;
         weights::write(&draft.join(checkpoint::WEIGHTS), self.t.params)?;
-        write_all(&draft.join(checkpoint::OPTIMIZER), &self.optimizer.state())?;
+        if self.state.step < self.state.total {
+            write_all(&draft.join(checkpoint::OPTIMIZER), &self.optimizer.state())?;
+        }
         if let Some(ema) = &self.ema {
             write_all(&draft.join(checkpoint::AVERAGE), &ema.tensors())?;
         }

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -170,4 +171,12 @@ def write_tsv(path, rows):
         return value if isinstance(value, str) else json.dumps(value)
 
     Path(path).write_text("".join(f"{key}\t{text(value)}\n" for key, value in rows))
+    return path
+
+
+def stub(folder, body):
+    """A Python that runs `body` instead of the script that asks the package; it is Python for everything else."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\ncase "$2" in -c) exec {sys.executable} "$@";; esac\n{body}\n')
+    path.chmod(0o755)
     return path

@@ -11,10 +11,10 @@ from pathlib import Path
 import handmade
 import pytest
 import torch
-from harness import records, refused, sha256
+from harness import invoke, records, refused, sha256, stub
 from training_bench import LABELS, Bench, Result, merged, rows
 
-CONFIG, PREEMPTED = 10, 23
+CONFIG, PACKAGE, PREEMPTED = 10, 12, 23
 KILLS = 10
 SAVE_EVERY, KEPT = 4, 2
 PARTS = {"weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"}
@@ -90,11 +90,13 @@ def checkpoints(store):
     for path in sorted(store.glob("checkpoints/*/step-*/complete.json")):
         complete = json.loads(path.read_text())
         assert path.parent.name == f"step-{complete['step']:08}"
-        assert PARTS <= {file["name"] for file in complete["files"]}
+        state = json.loads((path.parent / "state.json").read_text())
+        assert state["step"] == complete["step"]
+        parts = PARTS if state["step"] < state["total"] else PARTS - {"optimizer.safetensors"}
+        assert parts == {file["name"] for file in complete["files"]} - {"best.safetensors"}
         for file in complete["files"]:
             stored = path.parent.parent / file["key"]
             assert (stored.stat().st_size, sha256(stored)) == (file["size"], file["sha256"]), stored
-        assert json.loads((path.parent / "state.json").read_text())["step"] == complete["step"]
         found[complete["step"]] = path.parent
     return found
 
@@ -279,6 +281,24 @@ def test_other_computations_resume_as_well(bench, calm, parameters):
     assert outcome(Result(bench, store)) == outcome(Result(bench, calm_store))
 
 
+def test_a_training_outlives_its_package(bench, calm, tmp_path):
+    """Without checkpoints asked for, and though the package is refused: the next run, which wants another package, takes the trained weights."""
+    _, result, _ = calm
+    store = bench.new_store("packaged")
+    unsaved = {"training": {"SAVE_PER_OPTIM_STEPS": 0}}
+    broken = stub(tmp_path, "echo 'ImportError: no such thing' >&2; exit 3")
+    done = invoke(bench.binary, "--store", store, "run", bench.job("unsaved", **unsaved), env=bench.env | {"MEDTUNE_PYTHON": str(broken)})
+    refused(done, PACKAGE, "the training is done and kept", "ImportError: no such thing")
+    assert list(checkpoints(store)) == [STEPS]
+    package = {"stored_weights": "bf16", "onnx": True, "model_card": {"license": "MIT"}, "keep_checkpoints": 1}
+    events = finish(bench, store, bench.job("repackaged", **unsaved, **package))
+    assert resumed_at(events) == [STEPS] and not any(line.get("message") == "evaluated" for line in events.seen)
+    made, expected = outcome(again := Result(bench, store)), outcome(result)
+    assert all(made[name] == expected[name] for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"))
+    config = json.loads((again.package / "artifacts/checkpoints/medtune.json").read_text())
+    assert (config["onnx"], config["provenance"]["stored_weights"]) == (True, "bf16")
+
+
 # every fifth step has rows of the last class, whose text the model below cannot take
 BAD_STEP, BAD_ROWS = 2, range(18, 22)
 FRAIL = merged(
@@ -343,3 +363,13 @@ def test_a_loss_that_is_no_number_is_skipped(frail):
     assert all(isinstance(line["loss"], float) and isinstance(line["grad_norm"], float) for s, line in steps.items() if s % 5 != BAD_STEP)
     moved = [n for n, t in last.items() if not torch.equal(t, frail.state[n])]
     assert len(moved) == len(last) - 4
+
+
+def test_what_stopped_at_a_number_goes_on_without_the_step(frail):
+    saving, store, calm = {"training": {"SAVE_PER_OPTIM_STEPS": 1}}, frail.new_store("go-on"), frail.new_store("calm")
+    refused(frail.run(store, frail.job("halt", **saving)), CONFIG, f"step {BAD_STEP}", "on_non_finite: skip")
+    assert list(checkpoints(store)) == [BAD_STEP - 1]
+    job = frail.job("go-on", on_non_finite="skip", **saving)
+    assert resumed_at(finish(frail, store, job)) == [BAD_STEP - 1]
+    assert not resumed_at(finish(frail, calm, job))
+    assert outcome(Result(frail, store)) == outcome(Result(frail, calm))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checks import PYTHONS, mlflow_predict
-from harness import environment, invoke, refused, sha256
+from harness import environment, invoke, refused, sha256, stub
 from safetensors.torch import load_file, save_file
 
 NAMES = ["base", "zero-shot", "adapter-classifier"]
@@ -45,14 +45,6 @@ def change_weights(package, change):
     state = load_file(path)
     change(state)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
-
-
-def stub(folder, body):
-    """A Python that runs `body` instead of the script that asks the package; it is Python for everything else."""
-    path = folder / "python"
-    path.write_text(f'#!/bin/sh\ncase "$2" in -c) exec {sys.executable} "$@";; esac\n{body}\n')
-    path.chmod(0o755)
-    return path
 
 
 def models(medtune, store):
