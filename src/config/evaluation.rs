@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::parameters::{InTwoSets, in_range};
+use super::preparation::PrepareParameters;
 use super::suggest::did_you_mean;
 use crate::error::{Error, Result};
 
@@ -137,17 +138,22 @@ impl EvaluateParameters {
         Ok(())
     }
 
-    /// Whether texts that a Prepare step writes have the fields that are asked for.
+    /// Whether texts that a Prepare step with these parameters writes have the fields that are asked for.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Config`], naming the field.
-    pub fn check_prepared(&self) -> Result<()> {
-        let asked = self.subgroups.iter().chain(&self.bootstrap.group);
-        match asked.into_iter().find(|name| !PREPARED.contains(&name.as_str())) {
+    pub fn check_prepared(&self, made: &PrepareParameters) -> Result<()> {
+        let fields = made.row_fields();
+        match self
+            .subgroups
+            .iter()
+            .chain(&self.bootstrap.group)
+            .find(|name| !fields.clone().any(|field| field == *name))
+        {
             None => Ok(()),
             Some(name) => Err(Error::config(format!(
-                "parameters: the texts that a Prepare step writes have no field '{name}', only {}; give test_text_tsv from elsewhere",
-                PREPARED.join(", ")
+                "parameters: the texts that the Prepare step writes have no field '{name}', only {}; name it in that step's parameters.fields",
+                fields.collect::<Vec<_>>().join(", ")
             ))),
         }
     }
@@ -163,9 +169,6 @@ impl EvaluateParameters {
         Err(Error::config(format!("parameters.require.{figure}: label_file has no label '{label}': {near}")))
     }
 }
-
-/// Fields of the text rows that Prepare writes.
-const PREPARED: [&str; 4] = ["class_id", "class_name", "source", "task"];
 
 /// Names of methods that a requirement can be limited to.
 const METHODS: [&str; 3] = ["zero-shot", "adapter", "knn"];

@@ -357,9 +357,13 @@ fn build_step(kind: Kind, mut rest: Mapping, place: &str) -> Result<Step> {
     }
     let parameters =
         Parameters::build(kind, rest.remove("parameters").unwrap_or(Value::Null), &format!("{place}parameters"))?;
-    if let Parameters::Evaluate(evaluate) = &parameters {
-        evaluate.check_inputs(|name| inputs.contains_key(name)).map_err(|e| Error::config(format!("{place}{e}")))?;
-    }
+    let given = |name: &str| inputs.contains_key(name);
+    let checked = match &parameters {
+        Parameters::Prepare(prepare) => prepare.check_inputs(given),
+        Parameters::Evaluate(evaluate) => evaluate.check_inputs(given),
+        _ => Ok(()),
+    };
+    checked.map_err(|e| Error::config(format!("{place}{e}")))?;
     Ok(Step { kind, inputs, parameters, outputs })
 }
 
@@ -414,10 +418,10 @@ fn check_wiring(steps: &[(String, Step)]) -> Result<()> {
                     did_you_mean(from, names)
                 )));
             };
-            if let (Parameters::Evaluate(evaluate), Kind::Prepare, "test_text_tsv") =
-                (&step.parameters, producer.kind, input.as_str())
+            if let (Parameters::Evaluate(evaluate), Parameters::Prepare(prepare), "test_text_tsv") =
+                (&step.parameters, &producer.parameters, input.as_str())
             {
-                evaluate.check_prepared().map_err(|e| Error::config(format!("steps.{name}.{e}")))?;
+                evaluate.check_prepared(prepare).map_err(|e| Error::config(format!("steps.{name}.{e}")))?;
             }
             let outputs = producer.kind.outputs();
             let Some(made) = outputs.iter().find(|p| p.name == output) else {

@@ -67,8 +67,9 @@ const fn optional(name: &'static str, port_type: PortType, doc: &'static str) ->
 use PortType::{File, Folder, Model, Rows};
 
 const PREPARE_IN: &[Port] = &[
-    port("image_folder", Folder, "one sub-folder of images a class"),
+    port("image_folder", Folder, "one sub-folder of images a class; with label_column, images in any folders"),
     port("text_constants", File, "YAML: folder_to_label, and view_labels where the text template uses {view}"),
+    optional("image_metadata", File, "CSV with a row an image: which images are taken, and what is known of each"),
 ];
 const PREPARE_OUT: &[Port] = &[
     port("train_image_tsv", File, "key and base64 JPEG of the training split"),

@@ -13,6 +13,7 @@ pub mod kinds;
 pub mod mlflow;
 pub mod packaging;
 pub mod parameters;
+pub mod preparation;
 pub mod prompts;
 mod render;
 pub mod schema;

@@ -4,57 +4,14 @@ use super::adapter::AdapterParameters;
 use super::embedding::EmbedParameters;
 use super::evaluation::EvaluateParameters;
 use super::packaging::{StoredWeights, TermsOfUse};
+use super::preparation::PrepareParameters;
 use super::prompts;
-use super::split::SplitParameters;
 use super::suggest::did_you_mean;
 use crate::error::{Error, Result};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-/// Parameters of Prepare.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PrepareParameters {
-    /// The text of an image; `{label}` and `{view}` come from text_constants.
-    pub text_template: String,
-    /// Images are resized to this square, in pixels.
-    pub image_size: u32,
-    /// JPEG quality of the standardised images, 1 to 100.
-    pub jpeg_quality: u8,
-    /// Keep only the classes with the most images; 0 keeps all.
-    pub keep_most_frequent: usize,
-    /// How rows are divided.
-    pub split: SplitParameters,
-    /// The `source` field of the text rows; training positives share source and class.
-    pub source: String,
-}
-
-impl Default for PrepareParameters {
-    fn default() -> Self {
-        PrepareParameters {
-            text_template: "{label}".to_owned(),
-            image_size: 512,
-            jpeg_quality: 95,
-            keep_most_frequent: 0,
-            split: SplitParameters::default(),
-            source: "medtune".to_owned(),
-        }
-    }
-}
-
-impl PrepareParameters {
-    fn validate(&self) -> Result<()> {
-        self.split.validate()?;
-        in_range("image_size", self.image_size.into(), 8, 4096)?;
-        in_range("jpeg_quality", self.jpeg_quality.into(), 1, 100)?;
-        if !self.text_template.contains("{label}") {
-            return Err(Error::config("parameters.text_template: must contain {label}"));
-        }
-        Ok(())
-    }
-}
 
 /// The number type that a training computes in; weights and optimizer state are f32 in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

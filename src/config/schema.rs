@@ -2,7 +2,7 @@
 
 use super::job::{Header, OutputSpec};
 use super::kinds::{Kind, Port, PortType};
-use super::{evaluation, parameters};
+use super::{evaluation, parameters, preparation};
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
@@ -83,7 +83,7 @@ fn one(kind: Kind, generator: &mut SchemaGenerator) -> Value {
 
 fn body(kind: Kind, generator: &mut SchemaGenerator) -> Map<String, Value> {
     let parameters = match kind {
-        Kind::Prepare => generator.subschema_for::<parameters::PrepareParameters>(),
+        Kind::Prepare => generator.subschema_for::<preparation::PrepareParameters>(),
         Kind::Finetune => generator.subschema_for::<parameters::FinetuneParameters>(),
         Kind::Embed => generator.subschema_for::<super::embedding::EmbedParameters>(),
         Kind::Adapter => generator.subschema_for::<super::adapter::AdapterParameters>(),

@@ -46,6 +46,8 @@ pub struct SplitParameters {
     /// Regular expression whose first group is what an image's key says of whom it is, such as `/(P[0-9]+)_`: images of one
     /// patient come into one part.
     pub group_pattern: Option<String>,
+    /// Column of image_metadata that says of whom an image is, such as patient_id: images with the same value come into one part.
+    pub group_column: Option<String>,
     /// What becomes of images that are the same to the byte.
     pub repeated: Repeated,
 }
@@ -59,6 +61,7 @@ impl Default for SplitParameters {
             seed: 42,
             method: SplitMethod::default(),
             group_pattern: None,
+            group_column: None,
             repeated: Repeated::default(),
         }
     }
@@ -73,11 +76,18 @@ impl SplitParameters {
                 self.train, self.validation, self.test
             )));
         }
+        let groups = [("group_pattern", self.group_pattern.is_some()), ("group_column", self.group_column.is_some())];
+        let mut groups = groups.iter().filter(|(_, given)| *given).map(|(key, _)| *key);
+        if let (Some(one), Some(other)) = (groups.clone().next(), groups.clone().nth(1)) {
+            return Err(Error::config(format!(
+                "parameters.split: both {one} and {other} say what a group is: keep one"
+            )));
+        }
         if self.method == SplitMethod::ScikitLearn {
-            if self.group_pattern.is_some() {
-                return Err(Error::config(
-                    "parameters.split: scikit_learn draws rows, not groups: leave out method or group_pattern",
-                ));
+            if let Some(key) = groups.next() {
+                return Err(Error::config(format!(
+                    "parameters.split: scikit_learn draws rows, not groups: leave out method or {key}"
+                )));
             }
             if self.seed > u32::MAX.into() {
                 return Err(Error::config(format!(
@@ -115,6 +125,8 @@ mod tests {
         for (text, named) in [
             ("{train: 0.5, validation: 0.2, test: 0.2}", "add up to 1"),
             ("{method: scikit_learn, group_pattern: '(a)'}", "group_pattern"),
+            ("{method: scikit_learn, group_column: patient}", "method or group_column"),
+            ("{group_pattern: '(a)', group_column: patient}", "both group_pattern and group_column"),
             ("{method: scikit_learn, seed: 5000000000}", "seed"),
             ("{group_pattern: '(a'}", "regular expression"),
             ("{group_pattern: 'a+'}", "parentheses"),

@@ -244,7 +244,7 @@ pub fn check_class(row: &ClassRow, labels: &Labels) -> std::result::Result<(), S
 mod tests {
     use std::path::PathBuf;
 
-    use super::super::text::write_class_rows;
+    use super::super::text::write_text_rows;
     use super::super::tsv::TsvWriter;
     use super::*;
     use crate::imaging::{RgbImage, encode_jpeg};
@@ -267,7 +267,7 @@ mod tests {
         image_keys.iter().for_each(|key| writer.write_image(key, jpeg).unwrap());
         writer.finish().unwrap();
         let rows: Vec<_> = rows.iter().map(|&(key, id, name)| (key, ClassRow::new(id, name, "s"))).collect();
-        write_class_rows(&texts, rows.iter().map(|(key, row)| (*key, row))).unwrap();
+        write_text_rows(&texts, rows.iter().map(|(key, row)| (*key, row))).unwrap();
         Files { _folder: folder, images, texts }
     }
 

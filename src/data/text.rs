@@ -53,8 +53,19 @@ impl ClassRow {
     /// # Errors
     /// `Internal`; cannot happen.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|e| Error::internal("cannot write a class row").with_source(e))
+        to_json(self)
     }
+}
+
+/// A classification row with what else is known of the image, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DescribedRow {
+    /// The row.
+    #[serde(flatten)]
+    pub class: ClassRow,
+    /// Further fields, none of which a row has already.
+    #[serde(flatten)]
+    pub fields: Map<String, Value>,
 }
 
 /// What the text of a training image is made of.
@@ -205,15 +216,19 @@ fn read_rows<T>(texts: &TsvReader, parse: impl Fn(&str) -> Result<T>) -> Result<
 ///
 /// # Errors
 /// `Data` for a key that cannot stand in a TSV; `Storage` or `NoSpace`.
-pub fn write_class_rows<'a>(
+pub fn write_text_rows<'a>(
     path: impl AsRef<Path>,
-    rows: impl IntoIterator<Item = (&'a str, &'a ClassRow)>,
+    rows: impl IntoIterator<Item = (&'a str, impl Serialize)>,
 ) -> Result<usize> {
     let mut writer = TsvWriter::create(path)?;
     for (key, row) in rows {
-        writer.write(key, &row.to_json()?)?;
+        writer.write(key, &to_json(&row)?)?;
     }
     writer.finish()
+}
+
+fn to_json(row: &impl Serialize) -> Result<String> {
+    serde_json::to_string(row).map_err(|e| Error::internal("cannot write a text row").with_source(e))
 }
 
 #[cfg(test)]
@@ -227,7 +242,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("text.tsv");
         let rows = [ClassRow::new(1, "barrett's \"x\"", "set"), ClassRow::new(0, "ulcer", "set")];
-        assert_eq!(write_class_rows(&path, [("a", &rows[0]), ("b", &rows[1])]).unwrap(), 2);
+        assert_eq!(write_text_rows(&path, [("a", &rows[0]), ("b", &rows[1])]).unwrap(), 2);
         assert_eq!(read_class_rows(&TsvReader::open(&path).unwrap()).unwrap(), rows);
         let first = std::fs::read_to_string(&path).unwrap();
         assert!(first.starts_with(

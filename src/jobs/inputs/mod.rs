@@ -3,6 +3,7 @@
 mod rows;
 
 use super::finetune::read_training;
+use super::prepare::Table;
 use crate::config::job::{InputSource, Job, Step};
 use crate::config::kinds::{Kind, PortType};
 use crate::config::parameters::Parameters;
@@ -188,7 +189,7 @@ pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> R
 /// Whether [`check_content`] reads an input.
 fn is_read(step: &Step, name: &str, port: PortType) -> bool {
     let training = name == "conf_files" && matches!(step.parameters, Parameters::Finetune(_));
-    training || matches!(name, "label_file" | "text_constants") || port == PortType::Model
+    training || matches!(name, "label_file" | "text_constants" | "image_metadata") || port == PortType::Model
 }
 
 fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
@@ -197,6 +198,7 @@ fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
         ("label_file", Parameters::Evaluate(parameters)) => parameters.check_labels(Labels::read(path)?.texts()),
         ("label_file", _) => Labels::read(path).map(drop),
         ("text_constants", _) => TextConstants::read(path).map(drop),
+        ("image_metadata", Parameters::Prepare(parameters)) => Table::read(path, parameters).map(drop),
         _ if port_type(step.kind, name)? == PortType::Model => read_package(path).map(drop),
         _ => Ok(()),
     }

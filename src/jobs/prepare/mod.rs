@@ -1,18 +1,22 @@
-//! Prepare: class folders to standardised JPEGs in split image and text TSVs, and the label file.
+//! Prepare: images of classes to standardised JPEGs in split image and text TSVs, and the label file.
+
+mod images;
 
 use super::{Artifact, Produced, StepContext};
-use crate::config::parameters::PrepareParameters;
+use crate::config::preparation::PrepareParameters;
 use crate::config::split::{Repeated, SplitMethod, SplitParameters};
 use crate::data::tsv::{image_value, index_path};
 use crate::data::{
-    ClassRow, ImageFile, Labels, TextConstants, TsvWriter, first_alike, grouped_split, keep_most_frequent, scan,
-    sklearn_split, stratified_split, unique_in_order, write_class_rows,
+    ClassRow, DescribedRow, ImageFile, Labels, TextConstants, TsvWriter, first_alike, grouped_split,
+    keep_most_frequent, sklearn_split, stratified_split, unique_in_order, write_text_rows,
 };
 use crate::error::{Context, Error, Result};
 use crate::imaging::standardise;
 use crate::registry::AssetKind;
 use crate::storage::sha256_file;
 use crate::telemetry::Progress;
+use images::Images;
+pub(super) use images::Table;
 use rayon::prelude::*;
 use serde_json::json;
 use std::collections::HashMap;
@@ -25,12 +29,9 @@ const SPLITS: [&str; 3] = ["train", "validation", "test"];
 pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> Result<Produced> {
     let (image_folder, constants_file) = (context.path("image_folder")?, context.path("text_constants")?);
     let constants = TextConstants::read(constants_file)?;
-    let found = scan(image_folder)?;
-    if found.ignored > 0 {
-        tracing::warn!(count = found.ignored, "entries of the image folder are no images of a class and are left out");
-    }
+    let found = Images::find(context, parameters)?;
     let texts: Vec<String> = found
-        .images
+        .files
         .iter()
         .map(|image| constants.text(&image.folder, &parameters.text_template))
         .collect::<Result<_>>()
@@ -39,10 +40,10 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         0 => (0..texts.len()).collect(),
         n => keep_most_frequent(&texts, n),
     };
-    let mut alike = first_alike(&contents(&found.images, &kept)?);
+    let mut alike = first_alike(&contents(&found.files, &kept)?);
     let repeated = alike.iter().enumerate().filter(|(row, first)| row != *first).count();
     if parameters.split.repeated == Repeated::Drop {
-        warn_of_contradictions(&found.images, &texts, (&kept, &alike));
+        warn_of_contradictions(&found.files, &texts, (&kept, &alike));
         let mut rows = alike.iter().enumerate();
         kept.retain(|_| rows.next().is_some_and(|(row, first)| row == *first));
         alike = (0..kept.len()).collect();
@@ -56,13 +57,24 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         let count = class_ids.iter().filter(|&&c| c as usize == id).count();
         if count < SPLITS.len() {
             return Err(Error::data(format!(
-                "'{}': class '{label}' has {count} images, too few for train, validation and test: add images or remove its folder",
+                "'{}': class '{label}' has {count} images, too few for train, validation and test: add images or leave the class out",
                 image_folder.display()
             )));
         }
     }
-    let keys: Vec<&str> = kept.iter().map(|&i| found.images[i].key.as_str()).collect();
-    let parts = split(&parameters.split, &class_ids, &labels, &keys)?;
+    let keys: Vec<&str> = kept.iter().map(|&i| found.files[i].key.as_str()).collect();
+    let parts = match found.groups(&kept, &parameters.split)? {
+        Some(groups) => {
+            let split = &parameters.split;
+            grouped_split(
+                &class_ids,
+                &groups,
+                &[split.train, split.validation, split.test],
+                (labels.texts(), split.seed),
+            )?
+        }
+        None => split(&parameters.split, &class_ids, &labels)?,
+    };
     check_leaks(&parts, &alike, &keys, parameters.split.repeated)?;
 
     let label_file = context.scratch.join("unique_texts.txt");
@@ -72,14 +84,13 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     for (name, part) in SPLITS.iter().zip(&parts) {
         let image_tsv = context.scratch.join(format!("{name}_images.tsv"));
         let text_tsv = context.scratch.join(format!("{name}_text.tsv"));
-        let images: Vec<(&str, &Path)> =
-            part.iter().map(|&p| (found.images[kept[p]].key.as_str(), found.images[kept[p]].path.as_path())).collect();
+        let images: Vec<(&str, &Path)> = part.iter().map(|&p| (keys[p], found.files[kept[p]].path.as_path())).collect();
         write_images(&image_tsv, &images, parameters, &bar)?;
-        let rows: Vec<ClassRow> = part
-            .iter()
-            .map(|&p| ClassRow::new(class_ids[p], texts[kept[p]].clone(), parameters.source.clone()))
-            .collect();
-        write_class_rows(&text_tsv, images.iter().map(|(key, _)| *key).zip(&rows))?;
+        let row = |&p: &usize| {
+            let class = ClassRow::new(class_ids[p], texts[kept[p]].clone(), parameters.source.clone());
+            (keys[p], DescribedRow { class, fields: found.fields(kept[p]) })
+        };
+        write_text_rows(&text_tsv, part.iter().map(row))?;
         let facts =
             json!({ "rows": part.len(), "image_size": parameters.image_size, "jpeg_quality": parameters.jpeg_quality });
         produced
@@ -94,7 +105,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     produced.metrics = json!({
         "images": kept.len(),
         "repeated": repeated,
-        "left_out": found.images.len() - kept.len(),
+        "left_out": found.unnamed + found.files.len() - kept.len(),
         "classes": labels.len(),
         "train": parts[0].len(),
         "validation": parts[1].len(),
@@ -140,22 +151,9 @@ fn warn_of_contradictions(images: &[ImageFile], texts: &[String], (kept, alike):
     }
 }
 
-/// The rows of each part.
-fn split(split: &SplitParameters, class_ids: &[u32], labels: &Labels, keys: &[&str]) -> Result<Vec<Vec<usize>>> {
+/// The rows of each part, where every one stands for itself.
+fn split(split: &SplitParameters, class_ids: &[u32], labels: &Labels) -> Result<Vec<Vec<usize>>> {
     let fractions = [split.train, split.validation, split.test];
-    if let Some(pattern) = split.groups()? {
-        let group = |key: &&str| {
-            let found = pattern.captures(key).and_then(|c| c.get(1)).map(|m| m.as_str().to_owned());
-            found.ok_or_else(|| {
-                Error::data(format!(
-                    "'{key}' does not match parameters.split.group_pattern '{}': rename the file or correct the pattern",
-                    pattern.as_str()
-                ))
-            })
-        };
-        let groups = keys.iter().map(group).collect::<Result<Vec<_>>>()?;
-        return grouped_split(class_ids, &groups, &fractions, (labels.texts(), split.seed));
-    }
     match split.method {
         SplitMethod::PerClass => stratified_split(class_ids, &fractions, split.seed),
         SplitMethod::ScikitLearn => {

@@ -1,0 +1,306 @@
+//! A CSV with a row an image: which images a data set has, and what is known of each, such as patient, sex or diagnosis.
+//!
+//! Guarantee: messages name file, line, column and image; what else stands in a cell is somebody's, and never part of a message.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use csv::{Position, ReaderBuilder, StringRecord, Trim};
+
+use super::folder::ImageFile;
+use super::tsv::read_text;
+use crate::config::nearest;
+use crate::error::{Error, Result};
+
+/// What cells may be divided by: the first of them that makes the file have the column asked for.
+const DELIMITERS: [u8; 3] = [b',', b';', b'\t'];
+
+/// How a row may name an image: by its key, `folder/file`, or less where that is the only image so named.
+const SPELLINGS: [fn(&str) -> &str; 4] = [|key| key, stem, last, |key| stem(last(key))];
+
+/// An open file: its rows in memory.
+#[derive(Debug)]
+pub struct ImageMetadata {
+    path: PathBuf,
+    header: StringRecord,
+    /// The column that names the images.
+    names: usize,
+    /// Each with its line.
+    rows: Vec<(StringRecord, usize)>,
+}
+
+impl ImageMetadata {
+    /// Reads the CSV at `path`: UTF-8, a header in its first line, cells divided by commas, semicolons or tabs. The column `file_name`
+    /// names the images. Spaces around a cell, and rows without any value, do not count.
+    ///
+    /// # Errors
+    /// `NotFound` or `Storage` when it cannot be read; `Data`, naming the line: not UTF-8, no such column, rows of another length than
+    /// the header.
+    pub fn read(path: impl AsRef<Path>, file_name: &str) -> Result<ImageMetadata> {
+        let path = path.as_ref();
+        let text = read_text(path)?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let mut headers = Vec::new();
+        for delimiter in DELIMITERS {
+            let mut reader = ReaderBuilder::new().delimiter(delimiter).trim(Trim::All).from_reader(text.as_bytes());
+            let header = reader.headers().map_err(|e| unreadable(path, &e, &mut Lines::of(text)))?.clone();
+            if !header.iter().any(|column| column == file_name) {
+                headers.push(header);
+                continue;
+            }
+            let mut lines = Lines::of(text);
+            let mut rows = Vec::new();
+            for row in reader.into_records() {
+                let row = row.map_err(|e| unreadable(path, &e, &mut lines))?;
+                let line = lines.at(row.position());
+                if row.iter().any(|cell| !cell.is_empty()) {
+                    rows.push((row, line));
+                }
+            }
+            let mut metadata = ImageMetadata { path: path.to_owned(), header, names: 0, rows };
+            metadata.names = metadata.column(file_name)?;
+            return Ok(metadata);
+        }
+        let near = headers.iter().find_map(|header| nearest(file_name, header.iter()));
+        Err(no_column(path, file_name, near))
+    }
+
+    /// The place of a column.
+    ///
+    /// # Errors
+    /// `Data` when there is none of that name, or more than one.
+    pub fn column(&self, name: &str) -> Result<usize> {
+        let mut found = self.header.iter().enumerate().filter(|(_, column)| *column == name).map(|(place, _)| place);
+        match (found.next(), found.next()) {
+            (Some(place), None) => Ok(place),
+            (None, _) => Err(no_column(&self.path, name, nearest(name, self.header.iter()))),
+            (Some(_), Some(_)) => Err(self.error(None, format!("has more than one column '{name}': rename one"))),
+        }
+    }
+
+    /// What a row has in a column, if it has something.
+    #[must_use]
+    pub fn value(&self, row: usize, column: usize) -> Option<&str> {
+        self.rows[row].0.get(column).filter(|cell| !cell.is_empty())
+    }
+
+    /// The same, where there must be something.
+    ///
+    /// # Errors
+    /// `Data`, naming line and column.
+    pub fn required(&self, row: usize, column: usize) -> Result<&str> {
+        self.value(row, column).ok_or_else(|| {
+            let name = &self.header[column];
+            self.error(Some(row), format!("has nothing in the column '{name}': fill it in or remove the row"))
+        })
+    }
+
+    /// The images that the file names, in the order of `images`, each with its row. A row names an image by its key, or by its key
+    /// without the extension, its file name, or that without the extension, where no other image has the same.
+    ///
+    /// # Errors
+    /// `Data`, naming the line: no name, no such image, several of that name, an image that has a row already.
+    pub fn of(&self, images: Vec<ImageFile>) -> Result<Vec<(ImageFile, usize)>> {
+        let mut row_of: Vec<Option<usize>> = vec![None; images.len()];
+        let mut open: Vec<usize> = (0..self.rows.len()).collect();
+        for spelling in SPELLINGS {
+            if open.is_empty() {
+                break;
+            }
+            let mut named: HashMap<&str, Vec<usize>> = HashMap::new();
+            for (place, image) in images.iter().enumerate() {
+                named.entry(spelling(&image.key)).or_default().push(place);
+            }
+            for row in std::mem::take(&mut open) {
+                let name = self.required(row, self.names)?.replace('\\', "/");
+                match named.get(name.strip_prefix("./").unwrap_or(&name)).map(Vec::as_slice) {
+                    None => open.push(row),
+                    Some([place]) => {
+                        if let Some(first) = row_of[*place].replace(row) {
+                            let (key, first) = (&images[*place].key, self.rows[first].1);
+                            return Err(
+                                self.error(Some(row), format!("'{key}' has a row already, line {first}: remove one"))
+                            );
+                        }
+                    }
+                    Some(several) => {
+                        let (one, other) = (&images[several[0]].key, &images[several[1]].key);
+                        let text =
+                            format!("'{name}' may be '{one}' or '{other}': give the path below the image folder");
+                        return Err(self.error(Some(row), text));
+                    }
+                }
+            }
+        }
+        if let Some(&row) = open.first() {
+            let more =
+                if open.len() > 1 { format!(", and for {} other rows neither", open.len() - 1) } else { String::new() };
+            let name = self.required(row, self.names)?;
+            let text = format!(
+                "there is no image '{name}' in the image folder{more}: give the path below it in the column '{}', or remove what is not there",
+                &self.header[self.names]
+            );
+            return Err(self.error(Some(row), text));
+        }
+        Ok(images.into_iter().zip(row_of).filter_map(|(image, row)| Some((image, row?))).collect())
+    }
+
+    fn error(&self, row: Option<usize>, what: String) -> Error {
+        let line = row.map(|row| format!(" line {}:", self.rows[row].1)).unwrap_or_default();
+        Error::data(format!("'{}'{line} {what}", self.path.display()))
+    }
+}
+
+/// A key without the extension of its file.
+fn stem(key: &str) -> &str {
+    key.rsplit_once('.')
+        .filter(|(stem, extension)| !stem.is_empty() && !extension.contains('/'))
+        .map_or(key, |(stem, _)| stem)
+}
+
+/// The file name of a key.
+fn last(key: &str) -> &str {
+    key.rsplit_once('/').map_or(key, |(_, name)| name)
+}
+
+/// A file without a header has a patient's cells where the names of columns should be: only one that is nearly what was asked for is named.
+fn no_column(path: &Path, name: &str, near: Option<&str>) -> Error {
+    let advice = match near {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => "its first line must name the columns, divided by commas, semicolons or tabs".to_owned(),
+    };
+    Error::data(format!("'{}' has no column '{name}': {advice}", path.display()))
+}
+
+/// Numbers of lines: csv's own are those of the line before, after an empty line or one that ends with a carriage return.
+struct Lines<'t> {
+    text: &'t [u8],
+    /// How far lines have been counted.
+    at: usize,
+    line: usize,
+}
+
+impl<'t> Lines<'t> {
+    fn of(text: &'t str) -> Lines<'t> {
+        Lines { text: text.as_bytes(), at: 0, line: 1 }
+    }
+
+    /// The line, from 1, of the first character that is no line end; positions rise from call to call.
+    fn at(&mut self, position: Option<&Position>) -> usize {
+        let start = position.map_or(self.at, |position| position.byte() as usize);
+        while let Some(byte) = self.text.get(self.at).filter(|byte| self.at < start || b"\r\n".contains(byte)) {
+            self.at += 1;
+            let ends = *byte == b'\n' || (*byte == b'\r' && self.text.get(self.at) != Some(&b'\n'));
+            self.line += usize::from(ends);
+        }
+        self.line
+    }
+}
+
+fn unreadable(path: &Path, error: &csv::Error, lines: &mut Lines<'_>) -> Error {
+    let line = error.position().map(|at| format!(" line {}", lines.at(Some(at)))).unwrap_or_default();
+    let what = match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!(
+                "{len} instead of {expected_len} cells: put quotes around a cell that holds the delimiter or a line end"
+            )
+        }
+        _ => "not a row of a CSV".to_owned(),
+    };
+    Error::data(format!("'{}'{line}: {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<ImageMetadata> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("about.csv");
+        std::fs::write(&path, bytes).unwrap();
+        ImageMetadata::read(path, "file_name")
+    }
+
+    fn images(keys: &[&str]) -> Vec<ImageFile> {
+        let image = |key: &&str| ImageFile { folder: String::new(), path: PathBuf::from(key), key: (*key).to_owned() };
+        keys.iter().map(image).collect()
+    }
+
+    /// Key and row of the images that are named.
+    fn named(csv: &str, keys: &[&str]) -> Result<Vec<(String, usize)>> {
+        Ok(read(csv.as_bytes())?.of(images(keys))?.into_iter().map(|(image, row)| (image.key, row)).collect())
+    }
+
+    #[test]
+    fn any_spreadsheet_writes_it() {
+        for text in [
+            "file_name,sex,note\na/1.png,F,\"one, two\"\n\na/2.png, ,\"a \"\"b\"\"\nc\"\n,,\n",
+            "\u{feff}file_name;sex;note\r\na/1.png;F;one, two\r\na/2.png;;\"a \"\"b\"\"\nc\"\r\n;;\r\n",
+            "sex\tfile_name\tnote\nF\ta/1.png\tone, two\n\ta/2.png\t\"a \"\"b\"\"\nc\"",
+        ] {
+            let found = read(text.as_bytes()).unwrap();
+            let (sex, note) = (found.column("sex").unwrap(), found.column("note").unwrap());
+            assert_eq!(found.rows.len(), 2, "{text:?}");
+            assert_eq!((found.value(0, sex), found.value(0, note)), (Some("F"), Some("one, two")), "{text:?}");
+            assert_eq!((found.value(1, sex), found.value(1, note)), (None, Some("a \"b\"\nc")), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn images_are_named_by_as_much_as_is_needed() {
+        let keys = ["a/1.png", "a/2.png", "b/1.png", "b/x.y.jpg"];
+        let all =
+            |csv| named(csv, &keys).unwrap().into_iter().map(|(key, row)| format!("{key} {row}")).collect::<Vec<_>>();
+        assert_eq!(all("file_name\nb/1.png\na/1.png\n"), ["a/1.png 1", "b/1.png 0"]);
+        assert_eq!(
+            all("file_name\nb/1\nx.y\n.\\a\\1.png\n2.png\n"),
+            ["a/1.png 2", "a/2.png 3", "b/1.png 0", "b/x.y.jpg 1"]
+        );
+        assert!(all("file_name\n").is_empty());
+        for (csv, parts) in [
+            ("file_name\na/2.png\n1.png\n", ["line 3", "may be 'a/1.png' or 'b/1.png'"]),
+            ("file_name\na/2.png\n\n2\n", ["line 4", "'a/2.png' has a row already, line 2"]),
+            ("file_name\na/2.png\nc/1.png\nd\n", ["line 3", "no image 'c/1.png' in the image folder, and for 1 other"]),
+            ("file_name,x\na/2.png,1\n,2\n", ["line 3", "nothing in the column 'file_name'"]),
+        ] {
+            let error = named(csv, &keys).unwrap_err().to_string();
+            assert!(error.contains("about.csv'") && parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+
+    #[test]
+    fn lines_are_those_that_an_editor_shows() {
+        for (csv, line) in [
+            ("file_name\na\n\n\nb\n", 5),
+            ("file_name\r\na\r\n\r\n\r\nb\r\n", 5),
+            ("file_name\r\na\r\nb", 3),
+            ("file_name\ra\rb\r", 3),
+            ("\n\nfile_name,x\na,\"\n\n\"\nb,\n", 7),
+        ] {
+            let error = named(csv, &["a"]).unwrap_err().to_string();
+            assert!(error.contains(&format!("line {line}: there is no image 'b'")), "{csv:?}: {error}");
+        }
+        let error = read(b"file_name,x\r\na,1\r\n\r\nb\r\n").unwrap_err().to_string();
+        assert!(error.contains("line 4: 1 instead of 2 cells"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_table_is_refused_without_a_word_of_its_cells() {
+        for (bytes, part) in [
+            (&b"filename,sex\na,F\n"[..], "did you mean 'filename'"),
+            (b"Jane Roe,F\nJohn Doe,M\n", "first line must name the columns"),
+            (b"", "first line must name the columns"),
+            (b"file_name,sex\na,F,Roe\n", "line 2: 3 instead of 2 cells"),
+            (b"file_name,sex,file_name\na,F,Roe\n", "more than one column 'file_name'"),
+            (b"file_name,sex\na,\xff\n", "about.csv"),
+        ] {
+            let error = read(bytes).unwrap_err();
+            let text = error.to_string();
+            assert!(error.kind() == crate::ErrorKind::Data && text.contains(part) && !text.contains("Roe"), "{text}");
+        }
+        let found = read(b"file_name,sex,site,site\na,F,x,y\n").unwrap();
+        assert!(found.column("sexe").unwrap_err().to_string().contains("did you mean 'sex'"));
+        assert!(found.column("site").unwrap_err().to_string().contains("more than one"));
+        assert!(found.required(0, 1).is_ok());
+    }
+}

@@ -1,0 +1,133 @@
+//! The images that a data set is made of, and what is known of each beside its pixels.
+
+use super::super::StepContext;
+use crate::config::preparation::PrepareParameters;
+use crate::config::split::SplitParameters;
+use crate::data::{ImageFile, ImageMetadata, scan, tree};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// The images, in the order of their keys.
+pub(super) struct Images {
+    pub(super) files: Vec<ImageFile>,
+    /// How many more the folder has.
+    pub(super) unnamed: usize,
+    described: Option<Described>,
+}
+
+/// What the CSV says of them.
+struct Described {
+    table: Table,
+    /// The row of each image.
+    rows: Vec<usize>,
+}
+
+/// A CSV, and where in it is what the parameters speak of.
+pub(in super::super) struct Table {
+    metadata: ImageMetadata,
+    /// The column whose values take the place of folders.
+    label: Option<usize>,
+    /// The column whose values are not to be divided.
+    group: Option<usize>,
+    /// Names and columns of the fields that text rows get.
+    fields: Vec<(String, usize)>,
+}
+
+impl Table {
+    /// Reads the CSV at `path`.
+    ///
+    /// # Errors
+    /// Those of [`ImageMetadata::read`] and [`ImageMetadata::column`].
+    pub(in super::super) fn read(path: &Path, parameters: &PrepareParameters) -> Result<Table> {
+        let metadata = ImageMetadata::read(path, &parameters.file_name_column)?;
+        let column = |name: &String| metadata.column(name);
+        let label = parameters.label_column.as_ref().map(column).transpose()?;
+        let group = parameters.split.group_column.as_ref().map(column).transpose()?;
+        let fields = parameters.fields.iter().map(|name| Ok((name.clone(), column(name)?))).collect::<Result<_>>()?;
+        Ok(Table { metadata, label, group, fields })
+    }
+}
+
+impl Images {
+    /// Those in class folders; with a CSV, those that it names; with a column of labels, wherever they lie in the image folder.
+    ///
+    /// # Errors
+    /// Those of [`scan`], [`tree`] and [`ImageMetadata`].
+    pub(super) fn find(context: &StepContext<'_>, parameters: &PrepareParameters) -> Result<Images> {
+        let folder = context.path("image_folder")?;
+        let Some(about) = context.inputs.get("image_metadata") else {
+            return Ok(Images { files: in_class_folders(folder)?, unnamed: 0, described: None });
+        };
+        let table = Table::read(&about.path, parameters)?;
+        let files = if table.label.is_some() { in_any_folders(folder)? } else { in_class_folders(folder)? };
+        let all = files.len();
+        let (mut files, rows): (Vec<_>, Vec<_>) = table.metadata.of(files)?.into_iter().unzip();
+        if files.is_empty() {
+            return Err(Error::data(format!("'{}' names no image: it has no row", about.path.display())));
+        }
+        let unnamed = all - files.len();
+        if unnamed > 0 {
+            tracing::warn!(
+                count = unnamed,
+                "images of the image folder have no row in image_metadata and are left out"
+            );
+        }
+        if let Some(label) = table.label {
+            for (file, &row) in files.iter_mut().zip(&rows) {
+                table.metadata.required(row, label)?.clone_into(&mut file.folder);
+            }
+        }
+        Ok(Images { files, unnamed, described: Some(Described { table, rows }) })
+    }
+
+    /// The fields that the text row of an image gets beside those of its class.
+    pub(super) fn fields(&self, image: usize) -> Map<String, Value> {
+        let Some(Described { table, rows }) = &self.described else { return Map::new() };
+        let value = |column: usize| table.metadata.value(rows[image], column).map(Value::from);
+        table.fields.iter().filter_map(|(name, column)| Some((name.clone(), value(*column)?))).collect()
+    }
+
+    /// What must not be divided, for each of the images `kept`; `None` when every image stands for itself.
+    ///
+    /// # Errors
+    /// `Data`, naming the image, when its key does not say it; `Config` for a pattern that is none.
+    pub(super) fn groups(&self, kept: &[usize], split: &SplitParameters) -> Result<Option<Vec<String>>> {
+        if let Some(Described { table: Table { metadata, group: Some(column), .. }, rows }) = &self.described {
+            let group = |&image: &usize| metadata.required(rows[image], *column).map(str::to_owned);
+            return kept.iter().map(group).collect::<Result<_>>().map(Some);
+        }
+        let Some(pattern) = split.groups()? else { return Ok(None) };
+        let group = |&image: &usize| {
+            let key = &self.files[image].key;
+            let found = pattern.captures(key).and_then(|c| c.get(1)).map(|m| m.as_str().to_owned());
+            found.ok_or_else(|| {
+                Error::data(format!(
+                    "'{key}' does not match parameters.split.group_pattern '{}': rename the file or correct the pattern",
+                    pattern.as_str()
+                ))
+            })
+        };
+        kept.iter().map(group).collect::<Result<_>>().map(Some)
+    }
+}
+
+fn in_class_folders(folder: &Path) -> Result<Vec<ImageFile>> {
+    let found = scan(folder)?;
+    warn_of_others(found.ignored);
+    Ok(found.images)
+}
+
+/// Their labels are still to be found.
+fn in_any_folders(folder: &Path) -> Result<Vec<ImageFile>> {
+    let found = tree(folder)?;
+    warn_of_others(found.ignored);
+    let file = |key: String| ImageFile { folder: String::new(), path: folder.join(&key), key };
+    Ok(found.images.into_iter().map(file).collect())
+}
+
+fn warn_of_others(count: usize) {
+    if count > 0 {
+        tracing::warn!(count, "entries of the image folder are no images of a class and are left out");
+    }
+}

@@ -1,0 +1,213 @@
+"""What a CSV says of images: which of them Prepare takes, under what label, whose they are, and what their text rows say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import yaml
+from conftest import model_config
+from harness import environment, invoke, jpeg, refused, small_pixels, succeed
+
+CONFIG, DATA = 10, 11
+SPLITS = ("train", "validation", "test")
+LABELS = {"akiec": "actinic keratosis", "mel": "melanoma", "nv": "a naevus"}
+ROW = {"class_id", "class_name", "source", "task"}
+
+
+def cohort(count=180):
+    """A table as dermatology publishes it: lesions of one or more images, names without extension, blanks, quotes, line ends in cells."""
+    rng = np.random.default_rng(17)
+    lesions = np.sort(rng.integers(0, count // 2, count))
+    classes = sorted(LABELS)
+    rows = {
+        "lesion_id": [f"LES_{lesion:04}" for lesion in lesions],
+        "image_id": [f"IMG_{number:05}" for number in rng.permutation(10 * count)[:count]],
+        "dx": [classes[lesion % 3] for lesion in lesions],
+        "age": [str(rng.integers(20, 80)) if rng.random() > 0.1 else "" for _ in lesions],
+        "sex": [("male", "female", "")[rng.integers(3)] for _ in lesions],
+        "note": [('said "ow"', "scalp; left", "two\nlines, one comma", "über", "")[rng.integers(5)] for _ in lesions],
+        "name": [f"Roe {lesion}" for lesion in lesions],
+    }
+    return pandas.DataFrame(rows)
+
+
+class Cohort:
+    """Images of all classes in two folders that say nothing of them, a table, and a store."""
+
+    def __init__(self, binary, folder):
+        self.binary, self.folder, self.table = binary, folder, cohort()
+        self.env = environment(folder / "tmp")
+        self.keys = {}
+        for number, name in enumerate(self.table["image_id"]):
+            key = f"part {number % 2}/{name}.jpg"
+            self.keys[name] = key
+            self.image(key, number)
+        self.constants(LABELS)
+
+    def image(self, key, number):
+        path = self.folder / "images" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+
+    def constants(self, labels):
+        (self.folder / "constants.yaml").write_text(yaml.safe_dump({"folder_to_label": labels}))
+
+    def write(self, table=None, **form):
+        """The table as a CSV of that form."""
+        (self.table if table is None else table).to_csv(self.folder / "about.csv", index=False, **form)
+
+    def job(self, inputs=(), **parameters):
+        inputs = {"image_folder": "images", "text_constants": "constants.yaml", "image_metadata": "about.csv"} | dict(inputs)
+        inputs = {name: path for name, path in inputs.items() if path}
+        return {"kind": "Prepare", "inputs": inputs, "parameters": {"image_size": 16} | parameters}
+
+    def run(self, job):
+        (self.folder / "job.yaml").write_text(yaml.safe_dump({"version": 1, "name": "prepare"} | job, sort_keys=False))
+        return invoke(self.binary, "--store", self.folder / "store", "run", self.folder / "job.yaml", env=self.env)
+
+    def prepare(self, inputs=(), **parameters):
+        return self.run(self.job(inputs, **parameters))
+
+    def file(self, name):
+        """The TSV or label file of a dataset's newest version."""
+        version = succeed(self.binary, "--store", self.folder / "store", "data", "show", f"{name}@latest", "--json", env=self.env)
+        [path] = [p for p in Path(version["uri"].removeprefix("file://")).rglob("*") if p.suffix in (".tsv", ".txt")]
+        return path
+
+    def rows(self):
+        """{split: {key: text row}} of the newest version."""
+        lines = {split: self.file(f"prepare-{split}_text_tsv").read_text().splitlines() for split in SPLITS}
+        return {split: {key: json.loads(text) for key, text in (line.split("\t") for line in part)} for split, part in lines.items()}
+
+
+@pytest.fixture
+def images(binary, tmp_path):
+    return Cohort(binary, tmp_path)
+
+
+HAM = {"file_name_column": "image_id", "label_column": "dx"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"sep": ";", "encoding": "utf-8-sig", "lineterminator": "\r\n"}, {"sep": "\t", "quoting": 1}],
+    ids=["commas", "as a spreadsheet in Europe writes it", "tabs, all quoted"],
+)
+def test_rows_say_what_the_table_says(images, form):
+    """Against pandas: labels, named fields and no others; whole lesions in one split; what the table does not name is left out."""
+    images.write(**form)
+    images.image("part 1/IMG_unlisted.jpg", 999)
+    done = images.prepare(**HAM, fields=["sex", "age", "note"], split={"group_column": "lesion_id"})
+    assert done.returncode == 0, done.stderr
+    assert "no row in image_metadata and are left out count=1" in done.stderr and "Roe" not in done.stderr + done.stdout
+    table = pandas.read_csv(images.folder / "about.csv", dtype=str, keep_default_na=False, **{k: v for k, v in form.items() if k in ("sep", "encoding")})
+    assert len(table) == len(images.keys) and set(table["note"]) == set(images.table["note"])
+    parts, seen = images.rows(), {}
+    for part in parts.values():
+        for key, row in part.items():
+            seen[key] = row
+    assert sorted(seen) == sorted(images.keys.values())
+    texts = images.file("prepare-label_file").read_text().splitlines()
+    for said in table.to_dict("records"):
+        row = seen[images.keys[said["image_id"]]]
+        known = {name: said[name] for name in ("sex", "age", "note") if said[name]}
+        assert row == {"class_id": texts.index(LABELS[said["dx"]]), "class_name": LABELS[said["dx"]], "source": "medtune", "task": "classification"} | known
+        # in the order asked for, after those of every row
+        assert list(row)[4:] == list(known)
+    lesion = dict(zip(images.keys.values(), table["lesion_id"], strict=True))
+    groups = [{lesion[key] for key in parts[split]} for split in SPLITS]
+    assert all(groups) and sum(map(len, groups)) == len(set(lesion.values()))
+    [record] = succeed(images.binary, "--store", images.folder / "store", "runs", "list", "--json", env=images.env)
+    metrics = succeed(images.binary, "--store", images.folder / "store", "runs", "show", record["run_id"], "--json", env=images.env)["steps"][0]["metrics"]
+    assert (metrics["images"], metrics["left_out"]) == (len(table), 1)
+
+
+def test_class_folders_with_a_table(images):
+    """Folders give the labels; another table is another data set, the same one is not prepared again."""
+    for number, key in enumerate([f"{folder}/{n:02}.jpg" for folder in ("nv", "mel") for n in range(12)]):
+        images.image(key, 1000 + number)
+    table = pandas.DataFrame({"site": ["Basel", "Bern"] * 11, "file_name": [f"{folder}/{n:02}.jpg" for folder in ("nv", "mel") for n in range(11)]})
+    images.write(table)
+    done = images.prepare({"image_folder": "images"}, fields=["site"])
+    # of the folders without a label the table names no image
+    assert done.returncode == 0, done.stderr
+    rows = {key: row for part in images.rows().values() for key, row in part.items()}
+    assert {key: row["site"] for key, row in rows.items()} == dict(zip(table["file_name"], table["site"], strict=True))
+    assert all(row["class_name"] == LABELS[key.split("/")[0]] for key, row in rows.items())
+    assert "unchanged" in images.prepare({"image_folder": "images"}, fields=["site"]).stdout
+    images.write(table.replace("Bern", "Genf"))
+    assert "unchanged" not in images.prepare({"image_folder": "images"}, fields=["site"]).stdout
+    assert {row["site"] for part in images.rows().values() for row in part.values()} == {"Basel", "Genf"}
+    assert images.prepare({"image_folder": "images"}).returncode == 0
+    assert all(set(row) == ROW for part in images.rows().values() for row in part.values())
+
+
+def test_what_does_not_fit_is_refused(images):
+    """By file, line and column, without a word of what somebody's row says, and before anything is made."""
+    table = images.table
+    where = images.folder / "about.csv"
+    doubled, blank, unknown, gone = (table.copy() for _ in range(4))
+    doubled.loc[5, "image_id"] = table["image_id"][3]
+    blank.loc[7, "lesion_id"] = ""
+    unknown.loc[4, "dx"] = "nw"
+    gone.loc[2, "image_id"] = "IMG_gone"
+    grouped = HAM | {"split": {"group_column": "lesion_id"}}
+    for changed, parameters, code, parts in (
+        (doubled, HAM, DATA, [images.keys[table["image_id"][3]], "has a row already"]),
+        (blank, grouped, DATA, ["nothing in the column 'lesion_id'"]),
+        (unknown, HAM, CONFIG, ["folder_to_label has no folder 'nw'", "'nv'"]),
+        (gone, HAM, DATA, ["'IMG_gone'", "'image_id'"]),
+        (table, {"label_column": "dx"}, DATA, [f"'{where}' has no column 'file_name'", "first line"]),
+        (table, HAM | {"fields": ["sexe"]}, DATA, ["no column 'sexe'", "did you mean 'sex'"]),
+        (table[:0], HAM, DATA, ["names no image"]),
+        (table, HAM | {"fields": ["class_id"]}, CONFIG, ["parameters.fields", "'class_id'"]),
+        (table, HAM | {"split": {"group_column": "lesion_id", "method": "scikit_learn"}}, CONFIG, ["group_column"]),
+    ):
+        images.write(changed)
+        said = refused(images.prepare(**parameters), code, *parts)
+        assert "Roe" not in said, said
+    images.write(table)
+    # with the job, before a step of it is run
+    late = {"kind": "Pipeline", "name": "late", "steps": {"first": images.job(**HAM), "last": images.job(**HAM, fields=["sexe"])}}
+    refused(images.run(late), DATA, "step last", "input image_metadata", "did you mean 'sex'")
+    refused(images.prepare({"image_metadata": None}, **HAM), CONFIG, "parameters.file_name_column", "image_metadata")
+    refused(images.prepare({"image_metadata": "none.csv"}, **HAM), 13, "image_metadata", "none.csv")
+    assert not (images.folder / "store" / "data").exists()
+
+
+def test_a_pipeline_reports_by_the_table(images):
+    """From the table to the figures of each sex, with intervals that draw whole lesions; fields that are not written are missed with the job."""
+    images.write()
+    (images.folder / "model.yaml").write_text(yaml.safe_dump(small_pixels(model_config())))
+    (images.folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS.values()))
+    succeed(images.binary, "--store", images.folder / "store", "model", "init", "--name", "base", "--config", images.folder / "model.yaml", "--label-texts", images.folder / "labels.txt", env=images.env)
+    prepared = {name: f"${{{{ steps.prepare.outputs.{name} }}}}" for name in ("test_image_tsv", "test_text_tsv", "label_file")}
+    steps = {
+        "prepare": images.job(**HAM, fields=["sex"], split={"group_column": "lesion_id"}),
+        "embed": {"kind": "Embed", "inputs": {"image_tsv": prepared["test_image_tsv"], "mlflow_model_path": "model:base@latest"}},
+        "assemble": {"kind": "Assemble", "inputs": {"mlflow_model_path": "model:base@latest", "label_file": prepared["label_file"]}},
+        "evaluate": {
+            "kind": "Evaluate",
+            "inputs": {
+                "zero_shot_mlflow_model": "${{ steps.assemble.outputs.classification_mlflow_model }}",
+                "test_embeddings": "${{ steps.embed.outputs.embeddings }}",
+                "test_text_tsv": prepared["test_text_tsv"],
+                "label_file": prepared["label_file"],
+            },
+            "parameters": {"subgroups": ["sex"], "bootstrap": {"resamples": 100, "group": "lesion_id"}},
+        },
+    }
+    job = {"kind": "Pipeline", "name": "pipeline", "steps": steps}
+    refused(images.run(job), CONFIG, "steps.evaluate", "no field 'lesion_id'", "task, sex", "parameters.fields")
+    steps["prepare"]["parameters"]["fields"].append("lesion_id")
+    done = images.run(job)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line.split("\t")[1]) for line in images.file("pipeline-prepare-test_text_tsv").read_text().splitlines()]
+    [report] = (images.folder / "store").glob("**/report.json")
+    [entry] = json.loads(report.read_text())["methods"]
+    [table] = entry["subgroups"]
+    counts = pandas.Series([row.get("sex", "(none)") for row in rows]).value_counts().to_dict()
+    assert {group["value"]: group["n"] for group in table["groups"]} == counts and set(counts) == {"male", "female", "(none)"}
+    assert entry["intervals"]["group"] == "lesion_id" and entry["intervals"]["units"] == len({row["lesion_id"] for row in rows})
