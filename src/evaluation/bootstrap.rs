@@ -4,7 +4,7 @@
 //! are drawn. The same seed gives the same intervals, whatever the number of threads.
 //!
 //! Of eight rows that are all right every sample is all right, which does not make the accuracy certain: intervals of accuracy, precision and
-//! recall reach at least as far as Wilson's of the rows.
+//! recall reach at least as far as Wilson's ([`Proportion::among`]).
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -109,16 +109,17 @@ pub fn intervals(data: &Labelled<'_>, thresholds: Option<&[f64]>, bootstrap: Boo
     let over = |of: &dyn Fn(&Figures) -> f64| Interval::of_resamples(figures.iter().map(of).collect());
     let defined =
         |of: &dyn Fn(&Figures) -> Option<f64>| Interval::of_resamples(figures.iter().filter_map(of).collect());
-    let tallies = Confusion::new(data.truth(), &sampler.predicted, data.scores().classes()).tallies();
-    let right = tallies.iter().map(|t| t.true_positives).sum();
-    let per_class = tallies
-        .iter()
-        .enumerate()
-        .map(|(c, tally)| {
+    // the share of right rows among those that `of` takes
+    let (truth, predicted) = (data.truth(), &sampler.predicted);
+    let right = |of: &dyn Fn(usize) -> bool| {
+        let rows = (0..data.rows()).filter(|&row| of(row)).map(|row| (row, truth[row] == predicted[row]));
+        Proportion::among(rows, bootstrap.groups.map(|(_, ids)| ids))
+    };
+    let per_class = (0..data.scores().classes())
+        .map(|c| {
             Some(ClassIntervals {
-                precision: over(&|f| f.classes[c][0])?.or_wider(Proportion::new(tally.true_positives, tally.predicted)),
-                recall: defined(&|f| f.of_class(c, 1))
-                    .map(|i| i.or_wider(Proportion::new(tally.true_positives, tally.actual))),
+                precision: over(&|f| f.classes[c][0])?.or_wider(right(&|row| predicted[row] == c)),
+                recall: defined(&|f| f.of_class(c, 1)).map(|i| i.or_wider(right(&|row| truth[row] == c))),
                 f1: defined(&|f| f.of_class(c, 2)),
                 auc: defined(&|f| f.auc[c]),
             })
@@ -130,7 +131,7 @@ pub fn intervals(data: &Labelled<'_>, thresholds: Option<&[f64]>, bootstrap: Boo
         seed: bootstrap.seed,
         group: bootstrap.groups.map(|(name, _)| name.to_owned()),
         units,
-        accuracy: over(&|f| f.accuracy)?.or_wider(Proportion::new(right, data.rows() as u64)),
+        accuracy: over(&|f| f.accuracy)?.or_wider(right(&|_| true)),
         macro_f1: over(&|f| f.macro_f1)?,
         mcc: over(&|f| f.mcc)?,
         mauc: defined(&|f| f.mauc),

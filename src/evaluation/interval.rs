@@ -1,5 +1,7 @@
 //! Confidence intervals: of proportions in closed form, of other figures from resampled values.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The share of samples that an interval is to cover.
@@ -61,10 +63,41 @@ impl Proportion {
     /// The share of `hits` among `n` rows.
     #[must_use]
     pub fn new(hits: u64, n: u64) -> Proportion {
+        Proportion::of_independent(hits, n, n as f64)
+    }
+
+    /// The share of hits among some of the rows of a dataset, given as (row, whether it is one). With `groups`, an id for each row of
+    /// the dataset, the rows of a group, such as a patient, are not taken as independent: the interval is that of as many rows as
+    /// independent ones would have the same variance (Korn and Graubard, Survey Methodology 24, 1998), and of as many as there are groups
+    /// where all rows or none are hits or there is one group, which says nothing of the variance.
+    #[must_use]
+    pub fn among(rows: impl IntoIterator<Item = (usize, bool)>, groups: Option<&[usize]>) -> Proportion {
+        let (mut hits, mut n) = (0, 0);
+        let mut of_group: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
+        for (row, hit) in rows {
+            (hits, n) = (hits + u64::from(hit), n + 1);
+            if let Some(ids) = groups {
+                let (hits, rows) = of_group.entry(ids[row]).or_default();
+                (*hits, *rows) = (*hits + u64::from(hit), *rows + 1);
+            }
+        }
+        if groups.is_none() {
+            return Proportion::new(hits, n);
+        }
+        let (count, units, p) = (n as f64, of_group.len() as f64, hits as f64 / n as f64);
+        let squares: f64 = of_group.values().map(|&(hits, rows)| (hits as f64 - p * rows as f64).powi(2)).sum();
+        let variance = units / (units - 1.0) * squares / (count * count);
+        let untold = hits == 0 || hits == n || of_group.len() < 2;
+        let independent = if untold { units } else { (p * (1.0 - p) / variance).min(count) };
+        Proportion::of_independent(hits, n, independent)
+    }
+
+    /// The share of `hits` among `n` rows with the interval of `count` rows.
+    fn of_independent(hits: u64, n: u64, count: f64) -> Proportion {
         if n == 0 {
             return Proportion { value: None, low: None, high: None, n };
         }
-        let (count, p) = (n as f64, hits as f64 / n as f64);
+        let p = hits as f64 / n as f64;
         let scale = 1.0 + Z * Z / count;
         let middle = (p + Z * Z / (2.0 * count)) / scale;
         let reach = Z / scale * (p * (1.0 - p) / count + Z * Z / (4.0 * count * count)).sqrt();

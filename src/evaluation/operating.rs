@@ -49,20 +49,20 @@ pub struct Rates {
     pub specificity: Proportion,
 }
 
-/// The operating points of all classes, goal by goal within a class. `labels` are the texts by class id.
+/// The operating points of all classes, goal by goal within a class; `groups` are those of the rows of `test`. `labels` are the texts by class id.
 #[must_use]
 pub fn operating_points(
     goals: &[(Goal, f64)],
     validation: &Labelled<'_>,
-    test: &Labelled<'_>,
+    (test, groups): (&Labelled<'_>, Option<&[usize]>),
     labels: &[String],
 ) -> Vec<OperatingPoint> {
     let mut points = Vec::with_capacity(labels.len() * goals.len());
     for (class, label) in labels.iter().enumerate() {
         for &(goal, target) in goals {
             let threshold = choose(validation, class, goal, target);
-            let rates = |data: &Labelled<'_>| threshold.map(|t| rates(data, class, t));
-            let (validation, test) = (rates(validation), rates(test));
+            let rates = |data: &Labelled<'_>, groups| threshold.map(|t| rates(data, groups, class, t));
+            let (validation, test) = (rates(validation, None), rates(test, groups));
             points.push(OperatingPoint { label: label.clone(), goal, target, threshold, validation, test });
         }
     }
@@ -89,18 +89,14 @@ fn choose(data: &Labelled<'_>, class: usize, goal: Goal, target: f64) -> Option<
     lowest
 }
 
-fn rates(data: &Labelled<'_>, class: usize, threshold: f64) -> Rates {
-    let (mut found, mut positives, mut left_out) = (0, 0, 0);
-    for (score, &truth) in data.scores().column(class).into_iter().zip(data.truth()) {
-        let (actual, predicted) = (truth == class, score >= threshold);
-        positives += u64::from(actual);
-        found += u64::from(actual && predicted);
-        left_out += u64::from(!actual && !predicted);
-    }
-    Rates {
-        sensitivity: Proportion::new(found, positives),
-        specificity: Proportion::new(left_out, data.rows() as u64 - positives),
-    }
+fn rates(data: &Labelled<'_>, groups: Option<&[usize]>, class: usize, threshold: f64) -> Rates {
+    let scores = data.scores().column(class);
+    let right = |row: usize| (data.truth()[row] == class) == (scores[row] >= threshold);
+    let share = |of_class: bool| {
+        let rows = (0..data.rows()).filter(|&row| (data.truth()[row] == class) == of_class);
+        Proportion::among(rows.map(|row| (row, right(row))), groups)
+    };
+    Rates { sensitivity: share(true), specificity: share(false) }
 }
 
 #[cfg(test)]
@@ -118,7 +114,7 @@ mod tests {
         assert_eq!(choose(&data, 0, Goal::Specificity, 0.9), Some(0.9));
         assert_eq!(choose(&data, 0, Goal::Specificity, 0.6), Some(0.7));
         assert_eq!(choose(&data, 0, Goal::Specificity, 0.3), Some(0.4));
-        let rates = rates(&data, 0, 0.7);
+        let rates = rates(&data, None, 0, 0.7);
         assert_eq!((rates.sensitivity.value, rates.specificity.value), (Some(1.0), Some(2.0 / 3.0)));
     }
 }

@@ -165,13 +165,15 @@ pub fn evaluate_method(
         ThresholdReport { thresholds, macro_average: macro_average(&tallies), micro_average: micro_average(&tallies) }
     });
     let chosen = thresholded.as_ref().map(|t| t.thresholds.as_slice());
+    let groups = extras.bootstrap.and_then(|bootstrap| bootstrap.groups).map(|(_, ids)| ids);
     Ok(MethodReport {
         method,
         n: test.rows(),
         calibration: calibration(&test),
         intervals: extras.bootstrap.and_then(|bootstrap| intervals(&test, chosen, bootstrap)),
-        operating_points: validation.map_or_else(Vec::new, |v| operating_points(extras.goals, &v, &test, labels)),
-        subgroups: extras.columns.iter().map(|column| subgroups(&test, column)).collect::<Result<_>>()?,
+        operating_points: validation
+            .map_or_else(Vec::new, |v| operating_points(extras.goals, &v, (&test, groups), labels)),
+        subgroups: extras.columns.iter().map(|column| subgroups(&test, groups, column)).collect::<Result<_>>()?,
         argmax,
         thresholded,
         mauc,

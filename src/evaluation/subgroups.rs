@@ -47,11 +47,11 @@ pub struct Subgroup {
     pub mauc: Option<f64>,
 }
 
-/// The subgroups of `data` by `column`.
+/// The subgroups of `data` by `column`; rows of one of `groups`, an id a row, are not taken as independent.
 ///
 /// # Errors
 /// [`Data`](crate::ErrorKind::Data) if the column has no value at all, too many different ones, or not one entry a row.
-pub fn subgroups(data: &Labelled<'_>, column: &Column) -> Result<SubgroupTable> {
+pub fn subgroups(data: &Labelled<'_>, groups: Option<&[usize]>, column: &Column) -> Result<SubgroupTable> {
     let name = &column.name;
     if column.values.len() != data.rows() {
         return Err(Error::data(format!(
@@ -60,8 +60,8 @@ pub fn subgroups(data: &Labelled<'_>, column: &Column) -> Result<SubgroupTable> 
             data.rows()
         )));
     }
-    let groups = column.groups()?.into_iter().map(|(value, rows)| subgroup(data, value, &rows));
-    Ok(SubgroupTable { column: name.clone(), groups: groups.collect::<Result<_>>()? })
+    let parts = column.groups()?.into_iter().map(|(value, rows)| subgroup(data, groups, value, &rows));
+    Ok(SubgroupTable { column: name.clone(), groups: parts.collect::<Result<_>>()? })
 }
 
 impl Column {
@@ -88,15 +88,17 @@ impl Column {
     }
 }
 
-fn subgroup(data: &Labelled<'_>, value: &str, rows: &[usize]) -> Result<Subgroup> {
+fn subgroup(data: &Labelled<'_>, groups: Option<&[usize]>, value: &str, rows: &[usize]) -> Result<Subgroup> {
     let classes = data.scores().classes();
     let scores = Scores::new(rows.iter().flat_map(|&row| data.scores().row(row)).copied().collect(), classes)?;
     let truth: Vec<usize> = rows.iter().map(|&row| data.truth()[row]).collect();
-    let tallies = Confusion::new(&truth, &scores.argmax(), classes).tallies();
+    let predicted = scores.argmax();
+    let tallies = Confusion::new(&truth, &predicted, classes).tallies();
+    let right = truth.iter().zip(&predicted).map(|(truth, predicted)| truth == predicted);
     Ok(Subgroup {
         value: value.to_owned(),
         n: rows.len(),
-        accuracy: Proportion::new(tallies.iter().map(|t| t.true_positives).sum(), rows.len() as u64),
+        accuracy: Proportion::among(rows.iter().copied().zip(right), groups),
         macro_f1: macro_over_occurring(&tallies).f1,
         mauc: mean((0..classes).filter_map(|class| ranking(&scores, &truth, class)).map(|r| r.auc)),
     })
@@ -114,18 +116,18 @@ mod tests {
     fn rows_are_told_apart_by_value_and_those_without_come_last() {
         let scores = Scores::new(vec![0.9, 0.1, 0.8, 0.2, 0.3, 0.7, 0.6, 0.4], 2).unwrap();
         let data = Labelled::new(&scores, &[0, 1, 1, 1]).unwrap();
-        let table = subgroups(&data, &column(&[Some("m"), Some("f"), Some("f"), None])).unwrap();
+        let table = subgroups(&data, None, &column(&[Some("m"), Some("f"), Some("f"), None])).unwrap();
         let seen: Vec<_> = table.groups.iter().map(|g| (g.value.as_str(), g.n, g.accuracy.value)).collect();
         assert_eq!(seen, [("f", 2, Some(0.5)), ("m", 1, Some(1.0)), (NONE, 1, Some(0.0))]);
-        assert!(subgroups(&data, &column(&[None; 4])).unwrap_err().to_string().contains("sex"));
-        assert!(subgroups(&data, &column(&[Some("m")])).is_err());
+        assert!(subgroups(&data, None, &column(&[None; 4])).unwrap_err().to_string().contains("sex"));
+        assert!(subgroups(&data, None, &column(&[Some("m")])).is_err());
     }
 
     #[test]
     fn a_column_of_keys_makes_no_subgroups() {
         let scores = Scores::new(vec![0.5; 60], 1).unwrap();
         let column = Column { name: "id".into(), values: (0..60).map(|i| Some(i.to_string())).collect() };
-        let error = subgroups(&Labelled::new(&scores, &[0; 60]).unwrap(), &column).unwrap_err();
+        let error = subgroups(&Labelled::new(&scores, &[0; 60]).unwrap(), None, &column).unwrap_err();
         assert!(error.to_string().contains("60 different"), "{error}");
     }
 }

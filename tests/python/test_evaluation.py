@@ -1,4 +1,4 @@
-"""Every figure of an evaluation against scikit-learn on random problems, and intervals against NumPy, SciPy and simulation."""
+"""Every figure of an evaluation against scikit-learn on random problems, and intervals against NumPy, SciPy, statsmodels and simulation."""
 
 import json
 import subprocess
@@ -6,9 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from figures import EXACT, check_figures, check_thresholds
 from scipy import stats
 from sklearn import metrics
+from statsmodels.stats.proportion import proportion_confint
 
 GOALS = [["sensitivity", 0.9], ["sensitivity", 0.5], ["specificity", 0.9], ["specificity", 1.0]]
 PROBLEMS = 1000
@@ -83,6 +85,20 @@ def rates(true, scores, threshold):
     """((sensitivity, its rows), (specificity, its rows))"""
     predicted = scores >= threshold
     return ((predicted[true].mean() if true.any() else None, true.sum()), ((~predicted[~true]).mean() if (~true).any() else None, (~true).sum()))
+
+
+def wilson(hits, groups=None):
+    """The ends of Wilson's interval; with groups, of the rows that have the variance of statsmodels' cluster-robust mean, never more than there are."""
+    hits = np.asarray(hits, float)
+    rows = len(hits)
+    if groups is not None:
+        units = len(set(groups))
+        if hits.all() or not hits.any() or units == 1:
+            rows = units
+        else:
+            fit = sm.OLS(hits, np.ones(rows)).fit(cov_type="cluster", cov_kwds={"groups": np.unique(groups, return_inverse=True)[1]})
+            rows = min(rows, hits.mean() * (1 - hits.mean()) / max(fit.bse[0] ** 2, 1e-300))
+    return proportion_confint(hits.mean() * rows, rows, method="wilson")
 
 
 def check_operating_points(points, validation, test, classes):
@@ -176,12 +192,12 @@ def test_intervals_are_percentiles_of_what_scikit_learn_says_of_the_samples(eval
     chosen = np.array(answer["report"]["thresholded"]["thresholds"])
 
     def expect(name, of, entry=intervals, share=None):
-        """Percentiles of `of`; for a share, (hits, rows), at least as wide as Wilson's interval."""
+        """Percentiles of `of`; for a share, that of right rows among some, at least as wide as Wilson's interval."""
         values = [of(truth[s], scores[s]) for s in samples]
         low, high = np.percentile([v for v in values if v is not None], [2.5, 97.5])
-        if share and share[1]:
-            wilson = stats.binomtest(int(share[0]), int(share[1])).proportion_ci(method="wilson")
-            low, high = min(low, wilson.low), max(high, wilson.high)
+        if share is not None and share.any():
+            ends = wilson((predicted == truth)[share], groups[share] if grouped else None)
+            low, high = min(low, ends[0]), max(high, ends[1])
         assert (entry[name]["low"], entry[name]["high"]) == pytest.approx((low, high), abs=EXACT), name
 
     def over_classes(of):
@@ -194,15 +210,14 @@ def test_intervals_are_percentiles_of_what_scikit_learn_says_of_the_samples(eval
         return metrics.f1_score(t[:, None] == np.arange(classes), s >= chosen, average="macro", zero_division=0)
 
     predicted = scores.argmax(1)
-    expect("accuracy", lambda t, s: metrics.accuracy_score(t, s.argmax(1)), share=((predicted == truth).sum(), rows))
+    expect("accuracy", lambda t, s: metrics.accuracy_score(t, s.argmax(1)), share=np.full(rows, True))
     expect("macro_f1", lambda t, s: metrics.f1_score(t, s.argmax(1), average="macro", zero_division=0))
     expect("mcc", lambda t, s: metrics.matthews_corrcoef(t, s.argmax(1)))
     expect("mauc", over_classes(metrics.roc_auc_score))
     expect("mean_average_precision", over_classes(metrics.average_precision_score))
     expect("thresholded_macro_f1", after_thresholds)
     for c, entry in enumerate(intervals["per_class"]):
-        hits = ((predicted == c) & (truth == c)).sum()
-        of_class, as_class = (hits, (truth == c).sum()), (hits, (predicted == c).sum())
+        of_class, as_class = truth == c, predicted == c
         expect("recall", lambda t, s: metrics.recall_score(t == c, s.argmax(1) == c) if (t == c).any() else None, entry, of_class)
         expect("f1", lambda t, s: metrics.f1_score(t == c, s.argmax(1) == c) if (t == c).any() else None, entry)
         expect("precision", lambda t, s: metrics.precision_score(t == c, s.argmax(1) == c, zero_division=0), entry, as_class)
@@ -225,6 +240,54 @@ def test_intervals_cover_the_truth(evaluate):
     intervals = [answer["report"]["intervals"]["macro_f1"] for answer in evaluate(documents)]
     covered = sum(i["low"] <= true_value <= i["high"] for i in intervals)
     assert 0.91 * 400 <= covered <= 0.985 * 400, covered
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.85])
+def test_shares_of_patients_cover_the_truth(evaluate, rate):
+    """Patients of one to nine images, most of them all right or all wrong: intervals that know of them cover, those of rows do not."""
+    rng, simulated = np.random.default_rng(29), 400
+    documents = []
+    for _ in range(simulated):
+        images = rng.integers(1, 10, 60)
+        groups = np.repeat(np.arange(60), images)
+        right = rng.random(len(groups)) < np.repeat(rng.beta(2 * rate / 3, 2 * (1 - rate) / 3, 60), images)
+        truth = np.zeros(len(groups), int)
+        scores = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+        part = (scores, truth)
+        columns = {"all": ["one"] * len(groups)}
+        for ids in (groups.tolist(), None):
+            documents.append(document({"classes": 2, "validation": part, "test": part}, bootstrap={"resamples": 0, "seed": 0, "groups": ids}, columns=columns))
+    shares = [answer["report"]["subgroups"][0]["groups"][0]["accuracy"] for answer in evaluate(documents)]
+    covered = [np.mean([share["low"] <= rate <= share["high"] for share in shares[kind::2]]) for kind in (0, 1)]
+    assert 0.91 <= covered[0] <= 0.99 and covered[1] < 0.8, covered
+
+
+def test_shares_of_groups_are_those_of_statsmodels(evaluate):
+    """Operating points and subgroups, on problems where groups are many, few, of one row, of all rows, and all right or all wrong."""
+    rng, documents, problems = np.random.default_rng(31), [], []
+    for number in range(200):
+        found = problem(rng)
+        (scores, truth), rows = found["test"], len(found["test"][1])
+        groups = [rng.integers(0, max(2, rows // 3), rows), np.arange(rows), np.zeros(rows, int), truth, rng.integers(0, 2, rows)][number % 5]
+        groups = np.unique(groups, return_inverse=True)[1]
+        part = rng.choice(["a", "b"], rows)
+        part[0] = "a"
+        problems.append((found, groups, part))
+        documents.append(document(found, goals=GOALS, bootstrap={"resamples": 0, "seed": 0, "groups": groups.tolist()}, columns={"part": part.tolist()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for (found, groups, part), answer in zip(problems, evaluate(documents), strict=True):
+            (scores, truth), report = found["test"], answer["report"]
+            assert report["intervals"] is None
+            checks = [(group["accuracy"], scores.argmax(1) == truth, part == group["value"]) for group in report["subgroups"][0]["groups"]]
+            for at, point in enumerate(report["operating_points"]):
+                if point["threshold"] is not None:
+                    true, positive = truth == at // len(GOALS), scores[:, at // len(GOALS)] >= point["threshold"]
+                    checks += [(point["test"]["sensitivity"], positive, true), (point["test"]["specificity"], ~positive, ~true)]
+            for share, right, rows in checks:
+                assert share["n"] == rows.sum()
+                if rows.any():
+                    assert (share["low"], share["high"]) == pytest.approx(wilson(right[rows], groups[rows]), abs=1e-8)
 
 
 def test_subgroups_are_the_figures_of_their_rows(evaluate):

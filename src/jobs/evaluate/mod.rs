@@ -133,8 +133,8 @@ impl<'a> Asked<'a> {
     fn extras(&self) -> Extras<'_> {
         let bootstrap = &self.parameters.bootstrap;
         let groups = bootstrap.group.as_deref().zip(self.groups.as_deref());
-        let sampling = Bootstrap { resamples: bootstrap.resamples, seed: bootstrap.seed, groups };
-        let bootstrap = (bootstrap.resamples > 0).then_some(sampling);
+        // without samples the groups still count, in the intervals of shares
+        let bootstrap = Some(Bootstrap { resamples: bootstrap.resamples, seed: bootstrap.seed, groups });
         Extras { bootstrap, goals: &self.goals, columns: &self.columns }
     }
 }
