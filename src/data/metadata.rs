@@ -1,16 +1,17 @@
 //! A CSV with a row an image: which images a data set has, and what is known of each, such as patient, sex or diagnosis.
 //!
 //! Guarantee: messages name file, line, column and image; what else stands in a cell is somebody's, and never part of a message.
+//! So that one cell cannot swallow others, quotes are held to their rules: most readers forgive one that is never closed.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use csv::{Position, ReaderBuilder, StringRecord, Trim};
+use csv::{ReaderBuilder, StringRecord, Trim};
 
 use super::folder::ImageFile;
 use super::tsv::read_text;
-use crate::config::nearest;
-use crate::error::{Error, Result};
+use crate::config::{did_you_mean, nearest};
+use crate::error::{Error, ErrorKind, Result};
 
 /// What cells may be divided by: the first of them that makes the file have the column asked for.
 const DELIMITERS: [u8; 3] = [b',', b';', b'\t'];
@@ -34,35 +35,60 @@ impl ImageMetadata {
     /// names the images. Spaces around a cell, and rows without any value, do not count.
     ///
     /// # Errors
-    /// `NotFound` or `Storage` when it cannot be read; `Data`, naming the line: not UTF-8, no such column, rows of another length than
-    /// the header.
+    /// `NotFound` or `Storage` when it cannot be read; `Data`: not UTF-8, no such column, and, naming the line, quotes that do not
+    /// enclose a cell, and rows of another length than the header.
     pub fn read(path: impl AsRef<Path>, file_name: &str) -> Result<ImageMetadata> {
         let path = path.as_ref();
-        let text = read_text(path)?;
+        let wrong = |what: String| Error::data(format!("'{}'{what}", path.display()));
+        let no_text = || wrong(" is not text in UTF-8: in a spreadsheet, save it as \"CSV UTF-8\"".to_owned());
+        let text = read_text(path).map_err(|e| if e.kind() == ErrorKind::Data { no_text() } else { e })?;
+        if text.contains('\0') {
+            return Err(no_text());
+        }
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let mut headers = Vec::new();
+        let mut near = None;
         for delimiter in DELIMITERS {
-            let mut reader = ReaderBuilder::new().delimiter(delimiter).trim(Trim::All).from_reader(text.as_bytes());
-            let header = reader.headers().map_err(|e| unreadable(path, &e, &mut Lines::of(text)))?.clone();
+            let mut reader = ReaderBuilder::new();
+            let mut reader = reader.delimiter(delimiter).trim(Trim::All).flexible(true).from_reader(text.as_bytes());
+            let unreadable = |e: csv::Error| wrong(" is not a CSV".to_owned()).with_source(e);
+            let header = reader.headers().map_err(unreadable)?.clone();
             if !header.iter().any(|column| column == file_name) {
-                headers.push(header);
+                // where there is no header, this is a patient's: only what looks very much like the name is repeated
+                let alike = nearest(file_name, header.iter()).filter(|column| column.len() > 5);
+                near = near.or(alike.map(str::to_owned));
                 continue;
             }
-            let mut lines = Lines::of(text);
+            let lines = record_lines(text, delimiter).map_err(|(line, what)| wrong(format!(" line {line}: {what}")))?;
             let mut rows = Vec::new();
-            for row in reader.into_records() {
-                let row = row.map_err(|e| unreadable(path, &e, &mut lines))?;
-                let line = lines.at(row.position());
-                if row.iter().any(|cell| !cell.is_empty()) {
-                    rows.push((row, line));
+            for (row, &line) in reader.into_records().zip(lines.iter().skip(1)) {
+                let row = row.map_err(unreadable)?;
+                if row.iter().all(str::is_empty) {
+                    continue;
                 }
+                if row.len() != header.len() {
+                    let advice = if row.len() > header.len() {
+                        ": put quotes around a cell that holds the delimiter"
+                    } else {
+                        ": give it an empty cell where there is nothing to say"
+                    };
+                    return Err(wrong(format!(
+                        " line {line}: {} instead of {} cells{advice}",
+                        row.len(),
+                        header.len()
+                    )));
+                }
+                rows.push((row, line));
             }
             let mut metadata = ImageMetadata { path: path.to_owned(), header, names: 0, rows };
             metadata.names = metadata.column(file_name)?;
             return Ok(metadata);
         }
-        let near = headers.iter().find_map(|header| nearest(file_name, header.iter()));
-        Err(no_column(path, file_name, near))
+        let advice = match near {
+            Some(near) => format!("did you mean '{near}'?"),
+            None if text.trim().is_empty() => "it is empty".to_owned(),
+            None => "its first line must name the columns, divided by commas, semicolons or tabs".to_owned(),
+        };
+        Err(wrong(format!(" has no column '{file_name}': {advice}")))
     }
 
     /// The place of a column.
@@ -73,7 +99,10 @@ impl ImageMetadata {
         let mut found = self.header.iter().enumerate().filter(|(_, column)| *column == name).map(|(place, _)| place);
         match (found.next(), found.next()) {
             (Some(place), None) => Ok(place),
-            (None, _) => Err(no_column(&self.path, name, nearest(name, self.header.iter()))),
+            (None, _) => {
+                let known: Vec<&str> = self.header.iter().collect();
+                Err(self.error(None, format!("has no column '{name}': {}", did_you_mean(name, known))))
+            }
             (Some(_), Some(_)) => Err(self.error(None, format!("has more than one column '{name}': rename one"))),
         }
     }
@@ -84,7 +113,13 @@ impl ImageMetadata {
         self.rows[row].0.get(column).filter(|cell| !cell.is_empty())
     }
 
-    /// The same, where there must be something.
+    /// How messages name a row: file and line.
+    #[must_use]
+    pub fn place(&self, row: usize) -> String {
+        format!("'{}' line {}", self.path.display(), self.rows[row].1)
+    }
+
+    /// What a row has in a column, where there must be something.
     ///
     /// # Errors
     /// `Data`, naming line and column.
@@ -133,14 +168,30 @@ impl ImageMetadata {
             }
         }
         if let Some(&row) = open.first() {
-            let more =
-                if open.len() > 1 { format!(", and for {} other rows neither", open.len() - 1) } else { String::new() };
             let name = self.required(row, self.names)?;
-            let text = format!(
-                "there is no image '{name}' in the image folder{more}: give the path below it in the column '{}', or remove what is not there",
-                &self.header[self.names]
-            );
-            return Err(self.error(Some(row), text));
+            let lower = name.replace('\\', "/").to_lowercase();
+            let alike = images.iter().find(|image| SPELLINGS.iter().any(|of| of(&image.key).to_lowercase() == lower));
+            let column = &self.header[self.names];
+            let advice = match (alike, images.first()) {
+                (Some(image), _) => format!("did you mean '{}'?", image.key),
+                (None, Some(image)) => format!(
+                    "give in '{column}' a path below the image folder, such as '{}', or remove the row",
+                    image.key
+                ),
+                (None, None) => "it has no image".to_owned(),
+            };
+            // if no row at all names an image, the column may be another one
+            let name = if open.len() < self.rows.len() || alike.is_some() {
+                format!(" '{name}'")
+            } else {
+                " of that name".to_owned()
+            };
+            let more = match open.len() - 1 {
+                0 => String::new(),
+                1 => ", nor for one other row".to_owned(),
+                n => format!(", nor for {n} other rows"),
+            };
+            return Err(self.error(Some(row), format!("there is no image{name} in the image folder{more}: {advice}")));
         }
         Ok(images.into_iter().zip(row_of).filter_map(|(image, row)| Some((image, row?))).collect())
     }
@@ -163,51 +214,49 @@ fn last(key: &str) -> &str {
     key.rsplit_once('/').map_or(key, |(_, name)| name)
 }
 
-/// A file without a header has a patient's cells where the names of columns should be: only one that is nearly what was asked for is named.
-fn no_column(path: &Path, name: &str, near: Option<&str>) -> Error {
-    let advice = match near {
-        Some(near) => format!("did you mean '{near}'?"),
-        None => "its first line must name the columns, divided by commas, semicolons or tabs".to_owned(),
-    };
-    Error::data(format!("'{}' has no column '{name}': {advice}", path.display()))
-}
-
-/// Numbers of lines: csv's own are those of the line before, after an empty line or one that ends with a carriage return.
-struct Lines<'t> {
-    text: &'t [u8],
-    /// How far lines have been counted.
-    at: usize,
-    line: usize,
-}
-
-impl<'t> Lines<'t> {
-    fn of(text: &'t str) -> Lines<'t> {
-        Lines { text: text.as_bytes(), at: 0, line: 1 }
+/// The line of each record, from 1, by stricter rules than those of most readers: a quote at the start of a cell encloses all of it.
+///
+/// # Errors
+/// The line, and what is wrong there.
+fn record_lines(text: &str, delimiter: u8) -> std::result::Result<Vec<usize>, (usize, &'static str)> {
+    enum In {
+        NewRecord,
+        NewCell,
+        Blanks,
+        Plain,
+        /// From this line on.
+        Quotes(usize),
+        /// After a quote within quotes.
+        Quote,
     }
-
-    /// The line, from 1, of the first character that is no line end; positions rise from call to call.
-    fn at(&mut self, position: Option<&Position>) -> usize {
-        let start = position.map_or(self.at, |position| position.byte() as usize);
-        while let Some(byte) = self.text.get(self.at).filter(|byte| self.at < start || b"\r\n".contains(byte)) {
-            self.at += 1;
-            let ends = *byte == b'\n' || (*byte == b'\r' && self.text.get(self.at) != Some(&b'\n'));
-            self.line += usize::from(ends);
+    let (mut at, mut line, mut records) = (In::NewRecord, 1, Vec::new());
+    let mut bytes = text.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        let ends = matches!(byte, b'\n' | b'\r');
+        if matches!(at, In::NewRecord) && !ends {
+            records.push(line);
+            at = In::NewCell;
         }
-        self.line
+        at = match (at, byte) {
+            (In::Quotes(_), b'"') => In::Quote,
+            (In::Quotes(from), _) => In::Quotes(from),
+            (In::Quote, b'"') => In::Quotes(line),
+            (_, b'\n' | b'\r') => In::NewRecord,
+            (_, _) if byte == delimiter => In::NewCell,
+            (In::Quote, _) => {
+                return Err((line, "something follows the quote that ends a cell: within a cell a quote is doubled"));
+            }
+            (In::NewCell, b'"') => In::Quotes(line),
+            (In::Blanks, b'"') => return Err((line, "a space stands before the quote that begins a cell: remove it")),
+            (In::NewCell | In::Blanks, b' ' | b'\t') => In::Blanks,
+            _ => In::Plain,
+        };
+        line += usize::from(byte == b'\n' || (byte == b'\r' && bytes.peek() != Some(&b'\n')));
     }
-}
-
-fn unreadable(path: &Path, error: &csv::Error, lines: &mut Lines<'_>) -> Error {
-    let line = error.position().map(|at| format!(" line {}", lines.at(Some(at)))).unwrap_or_default();
-    let what = match error.kind() {
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!(
-                "{len} instead of {expected_len} cells: put quotes around a cell that holds the delimiter or a line end"
-            )
-        }
-        _ => "not a row of a CSV".to_owned(),
-    };
-    Error::data(format!("'{}'{line}: {what}", path.display()))
+    match at {
+        In::Quotes(from) => Err((from, "a quote is opened and never closed")),
+        _ => Ok(records),
+    }
 }
 
 #[cfg(test)]
@@ -260,7 +309,12 @@ mod tests {
         for (csv, parts) in [
             ("file_name\na/2.png\n1.png\n", ["line 3", "may be 'a/1.png' or 'b/1.png'"]),
             ("file_name\na/2.png\n\n2\n", ["line 4", "'a/2.png' has a row already, line 2"]),
-            ("file_name\na/2.png\nc/1.png\nd\n", ["line 3", "no image 'c/1.png' in the image folder, and for 1 other"]),
+            (
+                "file_name\na/2.png\nc/1.png\nd\n",
+                ["line 3", "no image 'c/1.png' in the image folder, nor for one other row: give in 'file_name'"],
+            ),
+            ("file_name\nJane Roe\nJohn Doe\n", ["line 2", "no image of that name in the image folder, nor for one"]),
+            ("file_name\na\\2.PNG\n", ["line 2", "did you mean 'a/2.png'"]),
             ("file_name,x\na/2.png,1\n,2\n", ["line 3", "nothing in the column 'file_name'"]),
         ] {
             let error = named(csv, &keys).unwrap_err().to_string();
@@ -289,10 +343,15 @@ mod tests {
         for (bytes, part) in [
             (&b"filename,sex\na,F\n"[..], "did you mean 'filename'"),
             (b"Jane Roe,F\nJohn Doe,M\n", "first line must name the columns"),
-            (b"", "first line must name the columns"),
+            (b"\n", "no column 'file_name': it is empty"),
             (b"file_name,sex\na,F,Roe\n", "line 2: 3 instead of 2 cells"),
             (b"file_name,sex,file_name\na,F,Roe\n", "more than one column 'file_name'"),
-            (b"file_name,sex\na,\xff\n", "about.csv"),
+            (b"file_name,sex\na,\xff\n", "save it as \"CSV UTF-8\""),
+            (b"f\0i\0l\0e\0_\0n\0a\0m\0e\0,\0", "save it as \"CSV UTF-8\""),
+            (b"name,file_name\nJane Roe,a\n\n\"John Roe,b\nJim Roe,c\n", "line 4: a quote is opened and never closed"),
+            (b"file_name,note\na,\"5 mm\nb,\"3 mm, Roe\"\n", "line 3: something follows the quote"),
+            (b"file_name,note\na, \"Roe\"\n", "line 2: a space stands before the quote"),
+            (b"file_name,note\na,\"Roe\" \n", "line 2: something follows the quote"),
         ] {
             let error = read(bytes).unwrap_err();
             let text = error.to_string();

@@ -21,9 +21,9 @@ use crate::model::init::expected;
 use crate::model::tokenizer::Tokenizer;
 use crate::package::read_package;
 use crate::train::loader::AHEAD;
-use crate::train::optimizer::{AdamW, Settings};
+use crate::train::optimizer::{AdamW, Rules, Settings};
 use crate::train::precision::Mode;
-use crate::train::trainer::{Training, rules};
+use crate::train::trainer::Training;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use tch::{Device, Kind, Tensor};
@@ -217,7 +217,7 @@ fn trained(sizes: &ModelConfig, config: &TrainingConfig) -> Result<(Trained, Vec
         Ok((name, tensor.and_then(|t| t.f_set_requires_grad(true)).map_err(engine)?))
     };
     let params = expected(sizes).into_iter().map(|(name, ..)| empty(name)).collect::<Result<Vec<_>>>()?;
-    let optimizer = AdamW::new(&params, Settings::default(), &rules(config))?;
+    let optimizer = AdamW::new(&params, Settings::default(), &Rules::from(config))?;
     let names = optimizer.groups().iter().flat_map(|g| g.names.iter().cloned()).collect();
     Ok((Trained(names), optimizer.unmatched().to_vec()))
 }

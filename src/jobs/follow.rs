@@ -140,6 +140,8 @@ fn one(store: &Store, job: &Job, (task, scratch): (&Task, &Scratch), world: &Wor
         store,
         run: (&task.run, &task.step),
         continuation: &task.continuation,
+        // the first process keeps checkpoints
+        lasting: false,
         world,
         // packages are made by the first process
         python: None,

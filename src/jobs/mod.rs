@@ -57,6 +57,8 @@ pub struct StepContext<'a> {
     pub run: (&'a str, &'a str),
     /// Names what a later run of the same step may continue: equal for the same work, new for a rerun.
     pub continuation: &'a str,
+    /// Whether a later run of the same work finds what is kept under that name.
+    pub lasting: bool,
     /// The processes that do the step together.
     pub world: &'a World,
     /// A Python with MLflow, whose loader must be able to use the packages that are made.

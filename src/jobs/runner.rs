@@ -268,7 +268,7 @@ impl Runner<'_> {
             }
             _ => sha256_hex(owner.as_bytes()),
         };
-        // one at a time for the same work, and nobody clears its checkpoints away meanwhile; who waited finds it done
+        // one at a time for the same work, and nobody clears its checkpoints away meanwhile; who waited finds it done, if it wants the same
         let _lock = self.store.lock(&step_lock(&continuation))?;
         if self.is_finished(name, &fingerprint, record)? {
             return Ok(None);
@@ -283,6 +283,7 @@ impl Runner<'_> {
             store: self.store,
             run: (&self.record.run_id, name),
             continuation: &continuation,
+            lasting: !self.options.rerun,
             world: self.world,
             python: self.options.python.as_ref(),
             earlier_output: self.earlier_output(name, step)?,

@@ -3,6 +3,7 @@
 //! Guarantees: a parameter is in one group or frozen, never both; groups depend only on names and rules; a parameter
 //! without a gradient in a step is left as it is, its state too. The arithmetic is PyTorch's fused AdamW.
 
+use crate::config::training::TrainingConfig;
 use crate::error::{Error, Result};
 use crate::model::{engine, engine_text};
 use regex::Regex;
@@ -44,6 +45,24 @@ pub struct Rules {
     pub lr_scale_patterns: Vec<(String, f64)>,
     /// Parameters that do not train.
     pub freeze_patterns: Vec<String>,
+}
+
+impl From<&TrainingConfig> for Settings {
+    fn from(config: &TrainingConfig) -> Settings {
+        let [beta1, beta2] = config.betas;
+        Settings { lr: config.learning_rate, beta1, beta2, eps: config.eps, weight_decay: config.weight_decay }
+    }
+}
+
+impl From<&TrainingConfig> for Rules {
+    fn from(config: &TrainingConfig) -> Rules {
+        Rules {
+            no_weight_decay_modules: config.no_weight_decay_modules.clone(),
+            weight_decay_patterns: config.weight_decay_patterns.clone(),
+            lr_scale_patterns: config.lr_scale_patterns.clone(),
+            freeze_patterns: config.freeze_patterns.clone(),
+        }
+    }
 }
 
 /// AdamW with its state.

@@ -19,7 +19,7 @@ use super::precision::Mode;
 use super::schedule::{Cosine, Schedule};
 use super::together;
 use super::watch::Watch;
-use crate::config::parameters::FinetuneParameters;
+use crate::config::parameters::{FinetuneParameters, OnNonFinite};
 use crate::config::training::TrainingConfig;
 use crate::distributed::World;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,6 +65,8 @@ pub struct Training<'a> {
     pub folder: &'a Path,
     /// Where checkpoints go to and come from.
     pub checkpoints: Checkpoints,
+    /// Whether what the last step came to is kept, too, for a later run.
+    pub keep_last: bool,
     /// Where the course of the run is shown meanwhile.
     pub watch: Watch,
     /// The processes that share the training.
@@ -123,7 +125,7 @@ impl Training<'_> {
         let config = self.config;
         let total = (config.epochs * Self::steps_per_epoch(config, self.loader.pairs.len())) as u64;
         self.params.set_requires_grad(true)?;
-        let optimizer = AdamW::new(&self.params.entries(), settings(config), &rules(config))?;
+        let optimizer = AdamW::new(&self.params.entries(), Settings::from(config), &Rules::from(config))?;
         for pattern in optimizer.unmatched() {
             tracing::warn!(%pattern, "a pattern of the training configuration matches no parameter");
         }
@@ -160,6 +162,20 @@ impl Training<'_> {
         })
     }
 
+    /// The tensors of a checkpoint, by file: after the last step no more than what is evaluated and handed over.
+    fn kept(&self, going_on: bool, optimizer: &AdamW, ema: Option<&Ema>) -> Vec<(&'static str, Named)> {
+        let smoothed = self.smoothed(ema);
+        let weights = (going_on || !smoothed).then(|| (checkpoint::WEIGHTS, self.params.entries()));
+        let optimizer = going_on.then(|| (checkpoint::OPTIMIZER, optimizer.state()));
+        let average = ema.filter(|_| going_on || smoothed).map(|ema| (checkpoint::AVERAGE, ema.tensors()));
+        weights.into_iter().chain(optimizer).chain(average).collect()
+    }
+
+    /// Whether the moving average takes the place of the weights in what is evaluated and saved.
+    fn smoothed(&self, ema: Option<&Ema>) -> bool {
+        ema.is_some() && self.config.smoothing.is_some_and(|s| s.evaluate)
+    }
+
     /// Puts everything back to where a checkpoint was written.
     fn restore(&mut self, restored: Restored, optimizer: &AdamW, ema: Option<&Ema>, total: u64) -> Result<State> {
         let Restored { state, folder } = restored;
@@ -169,12 +185,14 @@ impl Training<'_> {
                 state.rows, self.config.batch_total
             )));
         }
-        weights::load_into(&folder.join(checkpoint::WEIGHTS), self.params.entries())?;
-        if state.step < state.total {
-            weights::load_into(&folder.join(checkpoint::OPTIMIZER), optimizer.state())?;
+        if state.skipped > 0 && self.parameters.on_non_finite == OnNonFinite::Stop {
+            return Err(Error::config(format!(
+                "the checkpoint is of a training that left out {} steps, which on_non_finite: stop does not allow: set skip, or start anew with RESUME: false",
+                state.skipped
+            )));
         }
-        if let Some(ema) = ema {
-            weights::load_into(&folder.join(checkpoint::AVERAGE), ema.tensors())?;
+        for (file, tensors) in self.kept(state.step < state.total, optimizer, ema) {
+            weights::load_into(&folder.join(file), tensors)?;
         }
         if state.best.is_some() {
             let to = self.folder.join(BEST);
@@ -203,21 +221,8 @@ impl Training<'_> {
     }
 }
 
-fn settings(config: &TrainingConfig) -> Settings {
-    let [beta1, beta2] = config.betas;
-    Settings { lr: config.learning_rate, beta1, beta2, eps: config.eps, weight_decay: config.weight_decay }
-}
-
-/// The optimizer's rules of a configuration.
-#[must_use]
-pub fn rules(config: &TrainingConfig) -> Rules {
-    Rules {
-        no_weight_decay_modules: config.no_weight_decay_modules.clone(),
-        weight_decay_patterns: config.weight_decay_patterns.clone(),
-        lr_scale_patterns: config.lr_scale_patterns.clone(),
-        freeze_patterns: config.freeze_patterns.clone(),
-    }
-}
+/// Tensors by name.
+type Named = Vec<(String, Tensor)>;
 
 struct Loop<'a, 'b> {
     t: &'a mut Training<'b>,
@@ -261,11 +266,11 @@ impl Loop<'_, '_> {
                 self.track_or_save()?;
             }
             // what has been learned outlives whatever happens to its package
-            if every(config.save_every) || step == total {
+            if every(config.save_every) || (self.t.keep_last && step == total) {
                 let world = self.t.world;
                 // the others wait: it may take longer than a step may
                 if let Some(Err(error)) = world.first(|| Ok(self.save()))? {
-                    tracing::warn!(step, %error, "a checkpoint could not be written; training goes on");
+                    tracing::warn!(step, of = total, %error, "a checkpoint could not be written; the run goes on without");
                 }
             }
         }
@@ -418,12 +423,9 @@ impl Loop<'_, '_> {
     fn save(&mut self) -> Result<()> {
         let started = Instant::now();
         let draft = self.t.checkpoints.draft()?;
-        weights::write(&draft.join(checkpoint::WEIGHTS), self.t.params)?;
-        if self.state.step < self.state.total {
-            write_all(&draft.join(checkpoint::OPTIMIZER), &self.optimizer.state())?;
-        }
-        if let Some(ema) = &self.ema {
-            write_all(&draft.join(checkpoint::AVERAGE), &ema.tensors())?;
+        let going_on = self.state.step < self.state.total;
+        for (file, tensors) in self.t.kept(going_on, &self.optimizer, self.ema.as_ref()) {
+            weights::write_tensors(&draft.join(file), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
         }
         let series = draft.join(SERIES);
         std::fs::write(&series, self.t.watch.text()).map_err(|e| Error::io("write", &series, e))?;
@@ -446,13 +448,9 @@ impl Loop<'_, '_> {
         std::fs::rename(&part, &path).map_err(|e| Error::io("write", &path, e))
     }
 
-    fn smoothed(&self) -> bool {
-        self.ema.is_some() && self.t.config.smoothing.is_some_and(|s| s.evaluate)
-    }
-
     /// Runs `work` with the moving average in place of the weights, where it is kept for that.
     fn with_average<T>(&mut self, work: impl FnOnce(&Training<'_>) -> Result<T>) -> Result<T> {
-        let swap = self.smoothed();
+        let swap = self.t.smoothed(self.ema.as_ref());
         if let (true, Some(ema)) = (swap, &mut self.ema) {
             ema.swap()?;
         }
@@ -485,11 +483,7 @@ impl Loop<'_, '_> {
             precision: self.t.mode,
             data_wait_share,
             images_per_s,
-            smoothed: self.smoothed(),
+            smoothed: self.t.smoothed(self.ema.as_ref()),
         })
     }
-}
-
-fn write_all(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    weights::write_tensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
 }

@@ -87,6 +87,11 @@ def images(binary, tmp_path):
     return Cohort(binary, tmp_path)
 
 
+def line_of(table, row):
+    """The line on which a row begins, which cells before it may have spread over several."""
+    return table[:row].to_csv(index=False).count("\n") + 1
+
+
 HAM = {"file_name_column": "image_id", "label_column": "dx"}
 
 
@@ -122,6 +127,7 @@ def test_rows_say_what_the_table_says(images, form):
     [record] = succeed(images.binary, "--store", images.folder / "store", "runs", "list", "--json", env=images.env)
     metrics = succeed(images.binary, "--store", images.folder / "store", "runs", "show", record["run_id"], "--json", env=images.env)["steps"][0]["metrics"]
     assert (metrics["images"], metrics["left_out"]) == (len(table), 1)
+    assert [metrics[f"{split}_groups"] for split in SPLITS] == [len(part) for part in groups]
 
 
 def test_class_folders_with_a_table(images):
@@ -157,7 +163,9 @@ def test_what_does_not_fit_is_refused(images):
     for changed, parameters, code, parts in (
         (doubled, HAM, DATA, [images.keys[table["image_id"][3]], "has a row already"]),
         (blank, grouped, DATA, ["nothing in the column 'lesion_id'"]),
-        (unknown, HAM, CONFIG, ["folder_to_label has no folder 'nw'", "'nv'"]),
+        (unknown, HAM, CONFIG, ["constants.yaml': folder_to_label", f"label_column in '{where}' line {line_of(unknown, 4)}: "]),
+        (table, HAM | {"label_column": "name"}, CONFIG, [f"label_column in '{where}' line 2 and in {len(table) - 1} other rows"]),
+        (table, HAM | {"file_name_column": "name"}, DATA, ["no image of that name", f"nor for {len(table) - 1} other rows"]),
         (gone, HAM, DATA, ["'IMG_gone'", "'image_id'"]),
         (table, {"label_column": "dx"}, DATA, [f"'{where}' has no column 'file_name'", "first line"]),
         (table, HAM | {"fields": ["sexe"]}, DATA, ["no column 'sexe'", "did you mean 'sex'"]),
@@ -168,9 +176,15 @@ def test_what_does_not_fit_is_refused(images):
         images.write(changed)
         said = refused(images.prepare(**parameters), code, *parts)
         assert "Roe" not in said, said
-    images.write(table)
+    # a cell cannot swallow those of others
+    images.write(table[["image_id", "dx", "name", "note"]])
+    text = where.read_text().split("\n")
+    where.write_text("\n".join([*text[:9], f'{table["image_id"][0]},nv,Roe 0,"open', *text[9:]]))
+    said = refused(images.prepare(**HAM, fields=["note"]), DATA, f"'{where}' line ", "quote")
+    assert "Roe" not in said
     # with the job, before a step of it is run
     late = {"kind": "Pipeline", "name": "late", "steps": {"first": images.job(**HAM), "last": images.job(**HAM, fields=["sexe"])}}
+    images.write(table)
     refused(images.run(late), DATA, "step last", "input image_metadata", "did you mean 'sex'")
     refused(images.prepare({"image_metadata": None}, **HAM), CONFIG, "parameters.file_name_column", "image_metadata")
     refused(images.prepare({"image_metadata": "none.csv"}, **HAM), 13, "image_metadata", "none.csv")
@@ -211,3 +225,17 @@ def test_a_pipeline_reports_by_the_table(images):
     counts = pandas.Series([row.get("sex", "(none)") for row in rows]).value_counts().to_dict()
     assert {group["value"]: group["n"] for group in table["groups"]} == counts and set(counts) == {"male", "female", "(none)"}
     assert entry["intervals"]["group"] == "lesion_id" and entry["intervals"]["units"] == len({row["lesion_id"] for row in rows})
+
+
+def test_labels_do_not_depend_on_which_image_comes_first(images):
+    """The label file is in the order of the column's values, so that one more image changes no class id; patients in two spellings are warned of."""
+    images.write()
+    assert images.prepare(**HAM).returncode == 0
+    before = images.file("prepare-label_file").read_text()
+    assert before.splitlines() == [LABELS[value] for value in sorted(LABELS)]
+    images.image("a first one.jpg", 4242)
+    row = {"image_id": "a first one", "dx": "nv", "lesion_id": images.table["lesion_id"][0].lower()}
+    images.write(pandas.concat([images.table, pandas.DataFrame([row])]))
+    done = images.prepare(**HAM, split={"group_column": "lesion_id"})
+    assert done.returncode == 0 and "letter case only" in done.stderr, done.stderr
+    assert images.file("prepare-label_file").read_text() == before

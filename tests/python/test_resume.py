@@ -92,7 +92,7 @@ def checkpoints(store):
         assert path.parent.name == f"step-{complete['step']:08}"
         state = json.loads((path.parent / "state.json").read_text())
         assert state["step"] == complete["step"]
-        parts = PARTS if state["step"] < state["total"] else PARTS - {"optimizer.safetensors"}
+        parts = PARTS if state["step"] < state["total"] else {"average.safetensors", "state.json", "metrics.jsonl"}
         assert parts == {file["name"] for file in complete["files"]} - {"best.safetensors"}
         for file in complete["files"]:
             stored = path.parent.parent / file["key"]
@@ -299,6 +299,16 @@ def test_a_training_outlives_its_package(bench, calm, tmp_path):
     assert (config["onnx"], config["provenance"]["stored_weights"]) == (True, "bf16")
 
 
+def test_a_rerun_promises_nothing(bench, tmp_path):
+    """No later run finds what it keeps, so it keeps nothing and does not say so."""
+    store = bench.new_store("rerun")
+    broken = stub(tmp_path, "exit 3")
+    job = bench.job("rerun", training={"SAVE_PER_OPTIM_STEPS": 0, "MAX_NUM_EPOCHS": 1})
+    done = invoke(bench.binary, "--store", store, "run", job, "--rerun", env=bench.env | {"MEDTUNE_PYTHON": str(broken)})
+    assert "is done and kept" not in refused(done, PACKAGE, "cannot be used in Python")
+    assert not checkpoints(store)
+
+
 # every fifth step has rows of the last class, whose text the model below cannot take
 BAD_STEP, BAD_ROWS = 2, range(18, 22)
 FRAIL = merged(
@@ -373,3 +383,13 @@ def test_what_stopped_at_a_number_goes_on_without_the_step(frail):
     assert resumed_at(finish(frail, store, job)) == [BAD_STEP - 1]
     assert not resumed_at(finish(frail, calm, job))
     assert outcome(Result(frail, store)) == outcome(Result(frail, calm))
+
+
+def test_steps_that_were_left_out_are_not_taken_over(frail, tmp_path):
+    """By a job that does not allow it: its success would be one that it never has by itself."""
+    store = frail.new_store("strict")
+    broken = stub(tmp_path, "exit 3")
+    env = frail.env | {"MEDTUNE_PYTHON": str(broken)}
+    refused(invoke(frail.binary, "--store", store, "run", frail.job("lenient", on_non_finite="skip"), env=env), PACKAGE, "is done and kept")
+    refused(frail.run(store, frail.job("strict")), CONFIG, "left out 2 steps", "RESUME: false")
+    refused(frail.run(store, frail.job("anew", training={"RESUME": False})), CONFIG, f"step {BAD_STEP}")

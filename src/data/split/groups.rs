@@ -123,8 +123,9 @@ impl<'g> Plan<'g> {
     fn too_few(&self, class: usize, labels: &[String]) -> Error {
         let groups = self.groups.iter().filter(|g| g.counts.contains_key(&class)).count();
         Error::data(format!(
-            "class '{}' has images of {groups} groups, too few to be in {} parts: add groups or leave the class out",
+            "class '{}' has images of {groups} group{}, too few to be in {} parts: add groups or leave the class out",
             labels[class],
+            if groups == 1 { "" } else { "s" },
             self.want.len()
         ))
     }

@@ -3,7 +3,7 @@
 use super::super::StepContext;
 use crate::config::preparation::PrepareParameters;
 use crate::config::split::SplitParameters;
-use crate::data::{ImageFile, ImageMetadata, scan, tree};
+use crate::data::{ImageFile, ImageMetadata, TextConstants, scan, tree};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -79,6 +79,28 @@ impl Images {
             }
         }
         Ok(Images { files, unnamed, described: Some(Described { table, rows }) })
+    }
+
+    /// Checks that every value of the column of labels has a label; with class folders there is nothing to check.
+    ///
+    /// # Errors
+    /// `Config`, naming the line and not the value, which may be a patient's if the column is another one.
+    pub(super) fn check_labels(&self, constants: &TextConstants) -> Result<()> {
+        let Some(Described { table: Table { metadata, label: Some(_), .. }, rows }) = &self.described else {
+            return Ok(());
+        };
+        let known = |file: &ImageFile| constants.folder_to_label.contains_key(&file.folder);
+        let unknown = || self.files.iter().zip(rows).filter(|(file, _)| !known(file)).map(|(_, &row)| row);
+        let Some(first) = unknown().min() else { return Ok(()) };
+        let others = match unknown().count() - 1 {
+            0 => String::new(),
+            1 => " and in one other row".to_owned(),
+            n => format!(" and in {n} other rows"),
+        };
+        Err(Error::config(format!(
+            "folder_to_label does not have the value of parameters.label_column in {}{others}: add it, or remove the rows",
+            metadata.place(first)
+        )))
     }
 
     /// The fields that the text row of an image gets beside those of its class.

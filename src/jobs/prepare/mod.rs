@@ -19,7 +19,7 @@ use images::Images;
 pub(super) use images::Table;
 use rayon::prelude::*;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Images standardised before their rows are written.
@@ -30,6 +30,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     let (image_folder, constants_file) = (context.path("image_folder")?, context.path("text_constants")?);
     let constants = TextConstants::read(constants_file)?;
     let found = Images::find(context, parameters)?;
+    found.check_labels(&constants).context(|| format!("'{}'", constants_file.display()))?;
     let texts: Vec<String> = found
         .files
         .iter()
@@ -48,7 +49,10 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         kept.retain(|_| rows.next().is_some_and(|(row, first)| row == *first));
         alike = (0..kept.len()).collect();
     }
-    let labels = Labels::new(unique_in_order(kept.iter().map(|&i| texts[i].as_str())))?;
+    // by folder or value, not by where an image of the class happens to come first
+    let mut by_folder = kept.clone();
+    by_folder.sort_by_key(|&image| &found.files[image].folder);
+    let labels = Labels::new(unique_in_order(by_folder.iter().map(|&i| texts[i].as_str())))?;
     let class_ids: Vec<u32> = kept
         .iter()
         .map(|&i| labels.id(&texts[i]).ok_or_else(|| Error::internal("a text without a label")))
@@ -63,12 +67,14 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         }
     }
     let keys: Vec<&str> = kept.iter().map(|&i| found.files[i].key.as_str()).collect();
-    let parts = match found.groups(&kept, &parameters.split)? {
+    let groups = found.groups(&kept, &parameters.split)?;
+    let parts = match &groups {
         Some(groups) => {
             let split = &parameters.split;
+            warn_of_letter_case(groups);
             grouped_split(
                 &class_ids,
-                &groups,
+                groups,
                 &[split.train, split.validation, split.test],
                 (labels.texts(), split.seed),
             )?
@@ -111,6 +117,12 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         "validation": parts[1].len(),
         "test": parts[2].len(),
     });
+    if let (Some(groups), Some(metrics)) = (&groups, produced.metrics.as_object_mut()) {
+        let count = |part: &Vec<usize>| part.iter().map(|&row| &groups[row]).collect::<HashSet<_>>().len();
+        for (name, part) in SPLITS.iter().zip(&parts) {
+            metrics.insert(format!("{name}_groups"), count(part).into());
+        }
+    }
     Ok(produced)
 }
 
@@ -148,6 +160,18 @@ fn warn_of_contradictions(images: &[ImageFile], texts: &[String], (kept, alike):
                 images[kept].key
             );
         }
+    }
+}
+
+/// Two names of one patient would be divided.
+fn warn_of_letter_case(groups: &[String]) {
+    let names: HashSet<&String> = groups.iter().collect();
+    let alike = names.len() - names.iter().map(|name| name.to_lowercase()).collect::<HashSet<_>>().len();
+    if alike > 0 {
+        tracing::warn!(
+            count = alike,
+            "groups differ from another one in letter case only, and are groups of their own"
+        );
     }
 }
 
