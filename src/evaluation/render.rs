@@ -7,6 +7,7 @@ use super::gate::Requirement;
 use super::interval::Interval;
 use super::metrics::Prf;
 use super::report::MethodReport;
+use super::subgroups::SubgroupTable;
 
 /// Above this many classes the confusion matrix is left to the JSON report.
 const CONFUSION_LIMIT: usize = 30;
@@ -23,6 +24,10 @@ pub fn render_text(reports: &[MethodReport], requirements: &[Requirement]) -> St
         if let Some(rows) = confusion(report) {
             let _ = write!(out, "\nconfusion, row = true class, column = predicted class id\n{}", align(&rows));
         }
+        for table in &report.subgroups {
+            let _ = write!(out, "\nby {}\n{}", one_line(&table.column), align(&subgroups(table)));
+        }
+        let _ = out.write_str(&sampled(report).map(|how| format!("\n{how}\n")).unwrap_or_default());
         if !report.absent_classes.is_empty() {
             let _ = writeln!(out, "not in the dataset, left out of mAUC: {}", report.absent_classes.join(", "));
         }
@@ -42,6 +47,10 @@ pub fn render_markdown(reports: &[MethodReport], requirements: &[Requirement]) -
         if let Some(rows) = confusion(report) {
             let _ = write!(out, "\nConfusion (row: true class, column: predicted class id)\n\n{}", markdown(&rows));
         }
+        for table in &report.subgroups {
+            let _ = write!(out, "\nBy {}\n\n{}", escape(&table.column), markdown(&subgroups(table)));
+        }
+        let _ = out.write_str(&sampled(report).map(|how| format!("\n{}\n", escape(&how))).unwrap_or_default());
         if !report.absent_classes.is_empty() {
             let names: Vec<String> = report.absent_classes.iter().map(|n| escape(n)).collect();
             let _ = write!(out, "\nNot in the dataset, left out of mAUC: {}\n", names.join(", "));
@@ -90,6 +99,34 @@ fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
         "-".into(),
     ]);
     row
+}
+
+/// What the intervals come from.
+fn sampled(report: &MethodReport) -> Option<String> {
+    let intervals = report.intervals.as_ref()?;
+    let group = intervals.group.as_deref().map(|name| format!("values of {}", one_line(name)));
+    Some(format!(
+        "intervals: {} samples of {} {}",
+        intervals.resamples,
+        intervals.units,
+        group.unwrap_or_else(|| "rows".to_owned())
+    ))
+}
+
+fn subgroups(table: &SubgroupTable) -> Vec<Vec<String>> {
+    let mut rows = vec![words(&["value", "rows", "accuracy", "95 % interval", "macro F1", "mAUC"])];
+    for group in &table.groups {
+        let interval = group.accuracy.interval().map(|i| format!("{:.3} to {:.3}", i.low, i.high));
+        rows.push(vec![
+            one_line(&group.value),
+            group.n.to_string(),
+            number(group.accuracy.value),
+            interval.unwrap_or_else(|| "-".into()),
+            number(Some(group.macro_f1)),
+            number(group.mauc),
+        ]);
+    }
+    rows
 }
 
 fn required(requirements: &[Requirement]) -> Vec<Vec<String>> {

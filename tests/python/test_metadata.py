@@ -225,6 +225,13 @@ def test_a_pipeline_reports_by_the_table(images):
     counts = pandas.Series([row.get("sex", "(none)") for row in rows]).value_counts().to_dict()
     assert {group["value"]: group["n"] for group in table["groups"]} == counts and set(counts) == {"male", "female", "(none)"}
     assert entry["intervals"]["group"] == "lesion_id" and entry["intervals"]["units"] == len({row["lesion_id"] for row in rows})
+    # and where people read it
+    for name in ("report.md", "report.txt"):
+        lines = [" ".join(line.replace("|", " ").split()) for line in report.with_name(name).read_text().splitlines()]
+        for group in table["groups"]:
+            share = group["accuracy"]
+            assert f"{group['value']} {group['n']} {share['value']:.3f} {share['low']:.3f} to {share['high']:.3f} {group['macro_f1']:.3f}" in " ".join(lines), lines
+        assert f"intervals: 100 samples of {entry['intervals']['units']} values of lesion_id" in lines
 
 
 def test_labels_do_not_depend_on_which_image_comes_first(images):
