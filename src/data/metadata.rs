@@ -1,7 +1,8 @@
 //! A CSV with a row an image: which images a data set has, and what is known of each, such as patient, sex or diagnosis.
 //!
 //! Guarantee: messages name file, line, column and image; what else stands in a cell is somebody's, and never part of a message.
-//! So that one cell cannot swallow others, quotes are held to their rules: most readers forgive one that is never closed.
+//! So that one cell does not swallow others, quotes are held to their rules, where most readers forgive one that is never closed, and
+//! the columns that are used hold no line ends.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ impl ImageMetadata {
         if text.contains('\0') {
             return Err(no_text());
         }
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = text.trim_start_matches('\u{feff}');
         let mut near = None;
         for delimiter in DELIMITERS {
             let mut reader = ReaderBuilder::new();
@@ -91,14 +92,22 @@ impl ImageMetadata {
         Err(wrong(format!(" has no column '{file_name}': {advice}")))
     }
 
-    /// The place of a column.
+    /// The place of a column that is to be used.
     ///
     /// # Errors
-    /// `Data` when there is none of that name, or more than one.
+    /// `Data` when there is none of that name, or more than one, or a cell of it has a line end.
     pub fn column(&self, name: &str) -> Result<usize> {
         let mut found = self.header.iter().enumerate().filter(|(_, column)| *column == name).map(|(place, _)| place);
         match (found.next(), found.next()) {
-            (Some(place), None) => Ok(place),
+            (Some(place), None) => match (0..self.rows.len())
+                .find(|&row| self.rows[row].0[place].contains(['\n', '\r']))
+            {
+                None => Ok(place),
+                Some(row) => {
+                    let text = format!("has a line end in the column '{name}': is a quote there that does not belong?");
+                    Err(self.error(Some(row), text))
+                }
+            },
             (None, _) => {
                 let known: Vec<&str> = self.header.iter().collect();
                 Err(self.error(None, format!("has no column '{name}': {}", did_you_mean(name, known))))
@@ -283,15 +292,15 @@ mod tests {
     #[test]
     fn any_spreadsheet_writes_it() {
         for text in [
-            "file_name,sex,note\na/1.png,F,\"one, two\"\n\na/2.png, ,\"a \"\"b\"\"\nc\"\n,,\n",
-            "\u{feff}file_name;sex;note\r\na/1.png;F;one, two\r\na/2.png;;\"a \"\"b\"\"\nc\"\r\n;;\r\n",
-            "sex\tfile_name\tnote\nF\ta/1.png\tone, two\n\ta/2.png\t\"a \"\"b\"\"\nc\"",
+            "file_name,sex,note\na/1.png,F,\"one, two\"\n\na/2.png, ,\"a \"\"b\"\" c\"\n,,\n",
+            "\u{feff}file_name;sex;note\r\na/1.png;F;one, two\r\na/2.png;;\"a \"\"b\"\" c\"\r\n;;\r\n",
+            "sex\tfile_name\tnote\nF\ta/1.png\tone, two\n\ta/2.png\t\"a \"\"b\"\" c\"",
         ] {
             let found = read(text.as_bytes()).unwrap();
             let (sex, note) = (found.column("sex").unwrap(), found.column("note").unwrap());
             assert_eq!(found.rows.len(), 2, "{text:?}");
             assert_eq!((found.value(0, sex), found.value(0, note)), (Some("F"), Some("one, two")), "{text:?}");
-            assert_eq!((found.value(1, sex), found.value(1, note)), (None, Some("a \"b\"\nc")), "{text:?}");
+            assert_eq!((found.value(1, sex), found.value(1, note)), (None, Some("a \"b\" c")), "{text:?}");
         }
     }
 
@@ -350,10 +359,11 @@ mod tests {
             (b"f\0i\0l\0e\0_\0n\0a\0m\0e\0,\0", "save it as \"CSV UTF-8\""),
             (b"name,file_name\nJane Roe,a\n\n\"John Roe,b\nJim Roe,c\n", "line 4: a quote is opened and never closed"),
             (b"file_name,note\na,\"5 mm\nb,\"3 mm, Roe\"\n", "line 3: something follows the quote"),
+            (b"file_name,name\na,\"5\nb,Roe\"\n", "line 2: has a line end in the column 'name'"),
             (b"file_name,note\na, \"Roe\"\n", "line 2: a space stands before the quote"),
             (b"file_name,note\na,\"Roe\" \n", "line 2: something follows the quote"),
         ] {
-            let error = read(bytes).unwrap_err();
+            let error = read(bytes).and_then(|about| about.column("name")).unwrap_err();
             let text = error.to_string();
             assert!(error.kind() == crate::ErrorKind::Data && text.contains(part) && !text.contains("Roe"), "{text}");
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// The share of samples that an interval is to cover.
 pub const LEVEL: f64 = 0.95;
@@ -68,8 +69,8 @@ impl Proportion {
 
     /// The share of hits among some of the rows of a dataset, given as (row, whether it is one). With `groups`, an id for each row of
     /// the dataset, the rows of a group, such as a patient, are not taken as independent: the interval is that of as many rows as
-    /// independent ones would have the same variance (Korn and Graubard, Survey Methodology 24, 1998), and of as many as there are groups
-    /// where all rows or none are hits or there is one group, which says nothing of the variance.
+    /// independent ones would have the same variance, less what so few groups leave uncertain of it (Korn and Graubard, Survey
+    /// Methodology 24, 1998). Where all rows or none are hits nothing is known of the variance, and the rows count.
     #[must_use]
     pub fn among(rows: impl IntoIterator<Item = (usize, bool)>, groups: Option<&[usize]>) -> Proportion {
         let (mut hits, mut n) = (0, 0);
@@ -85,10 +86,14 @@ impl Proportion {
             return Proportion::new(hits, n);
         }
         let (count, units, p) = (n as f64, of_group.len() as f64, hits as f64 / n as f64);
+        if of_group.len() < 2 {
+            return Proportion::of_independent(hits, n, units);
+        }
         let squares: f64 = of_group.values().map(|&(hits, rows)| (hits as f64 - p * rows as f64).powi(2)).sum();
         let variance = units / (units - 1.0) * squares / (count * count);
-        let untold = hits == 0 || hits == n || of_group.len() < 2;
-        let independent = if untold { units } else { (p * (1.0 - p) / variance).min(count) };
+        let known = hits > 0 && hits < n;
+        let independent = if known { (p * (1.0 - p) / variance).min(count) } else { count };
+        let independent = independent * (quantile(count - 1.0) / quantile(units - 1.0)).powi(2);
         Proportion::of_independent(hits, n, independent)
     }
 
@@ -108,6 +113,11 @@ impl Proportion {
     }
 }
 
+/// Of Student's t distribution, as [`Z`] of the normal one.
+fn quantile(freedom: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom).map_or(Z, |t| t.inverse_cdf((1.0 + LEVEL) / 2.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,5 +135,25 @@ mod tests {
         assert_eq!(Proportion::new(0, 0).value, None);
         assert_eq!(Proportion::new(0, 9).low, Some(0.0));
         assert_eq!(Proportion::new(9, 9).high, Some(1.0));
+    }
+
+    #[test]
+    fn one_more_hit_never_lowers_an_interval() {
+        let groups: Vec<usize> = (0..100).map(|row| row / 10).collect();
+        let share = |misses: usize| Proportion::among((0..100).map(|row| (row, row >= misses)), Some(&groups));
+        for misses in 1..=100 {
+            let (worse, better) = (share(misses), share(misses - 1));
+            assert!(
+                worse.value < better.value && (misses > 1 || worse.low < better.low),
+                "{misses}: {worse:?} {better:?}"
+            );
+        }
+        // rows of one group say as much as one
+        assert_eq!(Proportion::among([(0, true), (1, true)], Some(&[3, 3])).low, Proportion::new(1, 1).low);
+        assert_eq!(Proportion::among([], Some(&[])).value, None);
+        let alone: Vec<usize> = (0..100).collect();
+        let (alone, rows) =
+            (Proportion::among((0..100).map(|row| (row, row >= 100 - 30)), Some(&alone)), Proportion::new(30, 99));
+        assert!((alone.low.unwrap() - rows.low.unwrap()).abs() < 0.005, "{alone:?} {rows:?}");
     }
 }

@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 const FORMAT_VERSION: u32 = 1;
 const COMPLETE: &str = "complete.json";
 const STATE: &str = "state.json";
-/// File of the weights in training.
+/// File of the weights in training; not after the last step where their average takes their place.
 pub const WEIGHTS: &str = "weights.safetensors";
 /// File of their moving average.
 pub const AVERAGE: &str = "average.safetensors";

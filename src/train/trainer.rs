@@ -65,7 +65,7 @@ pub struct Training<'a> {
     pub folder: &'a Path,
     /// Where checkpoints go to and come from.
     pub checkpoints: Checkpoints,
-    /// Whether what the last step came to is kept, too, for a later run.
+    /// Whether a later run can go on from what is kept when this one ends; counts in the first process only.
     pub keep_last: bool,
     /// Where the course of the run is shown meanwhile.
     pub watch: Watch,
@@ -266,10 +266,12 @@ impl Loop<'_, '_> {
                 self.track_or_save()?;
             }
             // what has been learned outlives whatever happens to its package
-            if every(config.save_every) || (self.t.keep_last && step == total) {
+            let due = every(config.save_every);
+            if due || step == total {
                 let world = self.t.world;
+                let mut save = || if due || self.t.keep_last { self.save() } else { Ok(()) };
                 // the others wait: it may take longer than a step may
-                if let Some(Err(error)) = world.first(|| Ok(self.save()))? {
+                if let Some(Err(error)) = world.first(|| Ok(save()))? {
                     tracing::warn!(step, of = total, %error, "a checkpoint could not be written; the run goes on without");
                 }
             }
@@ -400,22 +402,22 @@ impl Loop<'_, '_> {
         Ok((accuracies, value))
     }
 
-    /// Saves, and says why the run ends.
+    /// Saves where that is of use, and says why the run ends.
     fn preempted(&mut self, signal: &str) -> Error {
-        let step = self.state.step;
-        let world = self.t.world;
-        let saved = world.first(|| self.save().and_then(|()| self.t.checkpoints.wait()));
+        let (step, total) = (self.state.step, self.state.total);
+        let (world, keep) = (self.t.world, self.t.keep_last);
+        let saved = world.first(|| if keep { self.save().and_then(|()| self.t.checkpoints.wait()) } else { Ok(()) });
+        let after = format!("stopped by {signal} after step {step} of {total}");
         match saved {
-            Ok(_) => Error::new(
-                ErrorKind::Preempted,
-                format!(
-                    "stopped by {signal} after step {step} of {}, with a checkpoint: run the same job again to go on there",
-                    self.state.total
-                ),
-            ),
-            Err(error) => {
-                error.context(format!("stopped by {signal} after step {step}, and no checkpoint could be saved"))
+            Ok(_) if keep => {
+                let text = format!("{after}, with a checkpoint: run the same job again to go on there");
+                Error::new(ErrorKind::Preempted, text)
             }
+            Ok(_) => {
+                let text = format!("{after}: the next run starts anew, as RESUME: false or --rerun asks for");
+                Error::new(ErrorKind::Preempted, text)
+            }
+            Err(error) => error.context(format!("{after}, and no checkpoint could be saved")),
         }
     }
 

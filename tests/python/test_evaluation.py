@@ -88,16 +88,18 @@ def rates(true, scores, threshold):
 
 
 def wilson(hits, groups=None):
-    """The ends of Wilson's interval; with groups, of the rows that have the variance of statsmodels' cluster-robust mean, never more than there are."""
+    """The ends of Wilson's interval; with groups, of the rows that have the variance of statsmodels' cluster-robust mean, and SciPy's t quantiles."""
     hits = np.asarray(hits, float)
     rows = len(hits)
     if groups is not None:
         units = len(set(groups))
-        if hits.all() or not hits.any() or units == 1:
-            rows = units
-        else:
+        if units == 1:
+            return proportion_confint(hits.mean(), 1, method="wilson")
+        freedom = stats.t.ppf(0.975, rows - 1) / stats.t.ppf(0.975, units - 1)
+        if hits.any() and not hits.all():
             fit = sm.OLS(hits, np.ones(rows)).fit(cov_type="cluster", cov_kwds={"groups": np.unique(groups, return_inverse=True)[1]})
             rows = min(rows, hits.mean() * (1 - hits.mean()) / max(fit.bse[0] ** 2, 1e-300))
+        rows *= freedom**2
     return proportion_confint(hits.mean() * rows, rows, method="wilson")
 
 

@@ -27,7 +27,8 @@ def cohort(count=180):
         "dx": [classes[lesion % 3] for lesion in lesions],
         "age": [str(rng.integers(20, 80)) if rng.random() > 0.1 else "" for _ in lesions],
         "sex": [("male", "female", "")[rng.integers(3)] for _ in lesions],
-        "note": [('said "ow"', "scalp; left", "two\nlines, one comma", "über", "")[rng.integers(5)] for _ in lesions],
+        "note": [('said "ow"', "scalp; left", "one comma, and no more", "über", "")[rng.integers(5)] for _ in lesions],
+        "comment": ["two\nlines, one \"comma\"" if lesion % 3 else "" for lesion in lesions],
         "name": [f"Roe {lesion}" for lesion in lesions],
     }
     return pandas.DataFrame(rows)
@@ -63,9 +64,9 @@ class Cohort:
         inputs = {name: path for name, path in inputs.items() if path}
         return {"kind": "Prepare", "inputs": inputs, "parameters": {"image_size": 16} | parameters}
 
-    def run(self, job):
+    def run(self, job, *more):
         (self.folder / "job.yaml").write_text(yaml.safe_dump({"version": 1, "name": "prepare"} | job, sort_keys=False))
-        return invoke(self.binary, "--store", self.folder / "store", "run", self.folder / "job.yaml", env=self.env)
+        return invoke(self.binary, "--store", self.folder / "store", "run", self.folder / "job.yaml", *more, env=self.env)
 
     def prepare(self, inputs=(), **parameters):
         return self.run(self.job(inputs, **parameters))
@@ -166,6 +167,7 @@ def test_what_does_not_fit_is_refused(images):
         (unknown, HAM, CONFIG, ["constants.yaml': folder_to_label", f"label_column in '{where}' line {line_of(unknown, 4)}: "]),
         (table, HAM | {"label_column": "name"}, CONFIG, [f"label_column in '{where}' line 2 and in {len(table) - 1} other rows"]),
         (table, HAM | {"file_name_column": "name"}, DATA, ["no image of that name", f"nor for {len(table) - 1} other rows"]),
+        (table, HAM | {"fields": ["comment"]}, DATA, ["has a line end in the column 'comment'"]),
         (gone, HAM, DATA, ["'IMG_gone'", "'image_id'"]),
         (table, {"label_column": "dx"}, DATA, [f"'{where}' has no column 'file_name'", "first line"]),
         (table, HAM | {"fields": ["sexe"]}, DATA, ["no column 'sexe'", "did you mean 'sex'"]),
@@ -176,6 +178,17 @@ def test_what_does_not_fit_is_refused(images):
         images.write(changed)
         said = refused(images.prepare(**parameters), code, *parts)
         assert "Roe" not in said, said
+    # in a trial run too, and before a step that comes first
+    images.write(gone)
+    first = images.job({"image_metadata": None, "image_folder": "others", "text_constants": "others.yaml"})
+    for number in range(9):
+        path = images.folder / "others" / "one" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    (images.folder / "others.yaml").write_text("folder_to_label: {one: one}\n")
+    late = {"kind": "Pipeline", "name": "late", "steps": {"first": first, "last": images.job(**HAM)}}
+    for more in ([], ["--dry-run"]):
+        refused(images.run(late, *more), DATA, "step last", f"'{where}' line {line_of(gone, 2)}", "'IMG_gone'")
     # a cell cannot swallow those of others
     images.write(table[["image_id", "dx", "name", "note"]])
     text = where.read_text().split("\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import handmade
 import pytest
 import torch
-from harness import invoke, records, refused, sha256, stub
+from harness import Events, invoke, records, refused, sha256, stub
 from training_bench import LABELS, Bench, Result, merged, rows
 
 CONFIG, PACKAGE, PREEMPTED = 10, 12, 23
@@ -300,13 +300,20 @@ def test_a_training_outlives_its_package(bench, calm, tmp_path):
 
 
 def test_a_rerun_promises_nothing(bench, tmp_path):
-    """No later run finds what it keeps, so it keeps nothing and does not say so."""
+    """No later run finds what it keeps, so it keeps nothing and does not say so, also when it is stopped."""
     store = bench.new_store("rerun")
     broken = stub(tmp_path, "exit 3")
     job = bench.job("rerun", training={"SAVE_PER_OPTIM_STEPS": 0, "MAX_NUM_EPOCHS": 1})
     done = invoke(bench.binary, "--store", store, "run", job, "--rerun", env=bench.env | {"MEDTUNE_PYTHON": str(broken)})
     assert "is done and kept" not in refused(done, PACKAGE, "cannot be used in Python")
     assert not checkpoints(store)
+    for more, training_ in ((["--rerun"], {}), ([], {"RESUME": False})):
+        job = bench.job("stopped", training={"SAVE_PER_OPTIM_STEPS": 0} | training_)
+        events = Events(bench.binary, "--store", store, "run", job, *more, env=bench.env)
+        assert events.when(training), events.seen[-5:]
+        events.process.send_signal(signal.SIGTERM)
+        assert events.finish() == PREEMPTED and "the next run starts anew" in events.seen[-1]["message"], events.seen[-3:]
+        assert not checkpoints(store)
 
 
 # every fifth step has rows of the last class, whose text the model below cannot take

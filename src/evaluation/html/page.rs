@@ -28,9 +28,9 @@ const READING: [(&str, &str); 6] = [
         "Intervals",
         "Small figures below a number are a 95 % interval: how far the number might lie elsewhere if other rows of the same kind had been \
          tested. In the summary and the tables of classes they come from the bootstrap, those of accuracy, precision and recall being at least as wide \
-         as Wilson\u{2019}s; in the tables of operating points and subgroups they are Wilson\u{2019}s. Where several rows are of one patient, they are right if the \
-         job said so: then patients are drawn, and rows of one count for less than as many of different ones; otherwise, and on the validation \
-         split always, they are too narrow. A figure that is the same in every sample, as 1.000, seems surer than it is. All \
+         as Wilson\u{2019}s; in the tables of operating points and subgroups they are Wilson\u{2019}s. Where several rows are of one patient, the \
+         job can say so: then patients are drawn, and rows of one count for less than as many of different ones, though of few patients little is \
+         known. Otherwise, and on the validation split always, they are too narrow. A figure that is the same in every sample, as 1.000, seems surer than it is. All \
          hold the trained model and its thresholds fixed, and say nothing about data of another kind.",
     ),
     CALIBRATION,

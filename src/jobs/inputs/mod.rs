@@ -3,7 +3,7 @@
 mod rows;
 
 use super::finetune::read_training;
-use super::prepare::Table;
+use super::prepare;
 use crate::config::job::{InputSource, Job, Step};
 use crate::config::kinds::{Kind, PortType};
 use crate::config::parameters::Parameters;
@@ -162,6 +162,7 @@ pub(super) fn resolve_given(
 /// # Errors
 /// As [`resolve`], and those of reading configurations, labels and the settings of packages.
 pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> Result<()> {
+    let mut paths: BTreeMap<&str, PathBuf> = BTreeMap::new();
     for (name, source) in &step.inputs {
         let port = port_type(step.kind, name)?;
         let texts = source.external();
@@ -182,8 +183,18 @@ pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> R
         });
         let Some(path) = path.context(|| format!("input {name}"))? else { continue };
         check_content(step, name, &path).context(|| format!("input {name}"))?;
+        paths.insert(name, path);
     }
-    Ok(())
+    match (&step.parameters, paths.get("image_folder"), paths.get("text_constants")) {
+        (Parameters::Prepare(parameters), Some(image_folder), Some(text_constants)) => {
+            let image_metadata = paths.get("image_metadata").map(PathBuf::as_path);
+            if image_metadata.is_none() && step.inputs.contains_key("image_metadata") {
+                return Ok(());
+            }
+            prepare::check(prepare::Sources { image_folder, text_constants, image_metadata }, parameters)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether [`check_content`] reads an input.
@@ -198,7 +209,7 @@ fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
         ("label_file", Parameters::Evaluate(parameters)) => parameters.check_labels(Labels::read(path)?.texts()),
         ("label_file", _) => Labels::read(path).map(drop),
         ("text_constants", _) => TextConstants::read(path).map(drop),
-        ("image_metadata", Parameters::Prepare(parameters)) => Table::read(path, parameters).map(drop),
+        ("image_metadata", Parameters::Prepare(parameters)) => prepare::Table::read(path, parameters).map(drop),
         _ if port_type(step.kind, name)? == PortType::Model => read_package(path).map(drop),
         _ => Ok(()),
     }

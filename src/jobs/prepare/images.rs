@@ -1,6 +1,5 @@
 //! The images that a data set is made of, and what is known of each beside its pixels.
 
-use super::super::StepContext;
 use crate::config::preparation::PrepareParameters;
 use crate::config::split::SplitParameters;
 use crate::data::{ImageFile, ImageMetadata, TextConstants, scan, tree};
@@ -8,10 +7,23 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
+/// Where the images are, and what is said of them.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Sources<'a> {
+    /// The folder of images.
+    pub(in super::super) image_folder: &'a Path,
+    /// The YAML of labels.
+    pub(in super::super) text_constants: &'a Path,
+    /// The CSV.
+    pub(in super::super) image_metadata: Option<&'a Path>,
+}
+
 /// The images, in the order of their keys.
 pub(super) struct Images {
     pub(super) files: Vec<ImageFile>,
-    /// How many more the folder has.
+    /// Entries of the folder that are no images of a class.
+    ignored: usize,
+    /// How many more images the folder has.
     pub(super) unnamed: usize,
     described: Option<Described>,
 }
@@ -50,35 +62,42 @@ impl Table {
 }
 
 impl Images {
-    /// Those in class folders; with a CSV, those that it names; with a column of labels, wherever they lie in the image folder.
+    /// Those in class folders; with a CSV, those that it names; with a column of labels, wherever they lie in the image folder. No image is read.
     ///
     /// # Errors
     /// Those of [`scan`], [`tree`] and [`ImageMetadata`].
-    pub(super) fn find(context: &StepContext<'_>, parameters: &PrepareParameters) -> Result<Images> {
-        let folder = context.path("image_folder")?;
-        let Some(about) = context.inputs.get("image_metadata") else {
-            return Ok(Images { files: in_class_folders(folder)?, unnamed: 0, described: None });
+    pub(super) fn find(from: Sources<'_>, parameters: &PrepareParameters) -> Result<Images> {
+        let Some(about) = from.image_metadata else {
+            let (files, ignored) = in_class_folders(from.image_folder)?;
+            return Ok(Images { files, ignored, unnamed: 0, described: None });
         };
-        let table = Table::read(&about.path, parameters)?;
-        let files = if table.label.is_some() { in_any_folders(folder)? } else { in_class_folders(folder)? };
+        let table = Table::read(about, parameters)?;
+        let find = if table.label.is_some() { in_any_folders } else { in_class_folders };
+        let (files, ignored) = find(from.image_folder)?;
         let all = files.len();
         let (mut files, rows): (Vec<_>, Vec<_>) = table.metadata.of(files)?.into_iter().unzip();
         if files.is_empty() {
-            return Err(Error::data(format!("'{}' names no image: it has no row", about.path.display())));
-        }
-        let unnamed = all - files.len();
-        if unnamed > 0 {
-            tracing::warn!(
-                count = unnamed,
-                "images of the image folder have no row in image_metadata and are left out"
-            );
+            return Err(Error::data(format!("'{}' names no image: it has no row", about.display())));
         }
         if let Some(label) = table.label {
             for (file, &row) in files.iter_mut().zip(&rows) {
                 table.metadata.required(row, label)?.clone_into(&mut file.folder);
             }
         }
-        Ok(Images { files, unnamed, described: Some(Described { table, rows }) })
+        let unnamed = all - files.len();
+        Ok(Images { files, ignored, unnamed, described: Some(Described { table, rows }) })
+    }
+
+    /// Says what is left out.
+    pub(super) fn warn(&self) {
+        if self.ignored > 0 {
+            let count = self.ignored;
+            tracing::warn!(count, "entries of the image folder are no images of a class and are left out");
+        }
+        if self.unnamed > 0 {
+            let count = self.unnamed;
+            tracing::warn!(count, "images of the image folder have no row in image_metadata and are left out");
+        }
     }
 
     /// Checks that every value of the column of labels has a label; with class folders there is nothing to check.
@@ -134,22 +153,14 @@ impl Images {
     }
 }
 
-fn in_class_folders(folder: &Path) -> Result<Vec<ImageFile>> {
-    let found = scan(folder)?;
-    warn_of_others(found.ignored);
-    Ok(found.images)
+/// With how many entries are something else.
+fn in_class_folders(folder: &Path) -> Result<(Vec<ImageFile>, usize)> {
+    scan(folder).map(|found| (found.images, found.ignored))
 }
 
-/// Their labels are still to be found.
-fn in_any_folders(folder: &Path) -> Result<Vec<ImageFile>> {
+/// The same, their labels still to be found.
+fn in_any_folders(folder: &Path) -> Result<(Vec<ImageFile>, usize)> {
     let found = tree(folder)?;
-    warn_of_others(found.ignored);
     let file = |key: String| ImageFile { folder: String::new(), path: folder.join(&key), key };
-    Ok(found.images.into_iter().map(file).collect())
-}
-
-fn warn_of_others(count: usize) {
-    if count > 0 {
-        tracing::warn!(count, "entries of the image folder are no images of a class and are left out");
-    }
+    Ok((found.images.into_iter().map(file).collect(), found.ignored))
 }

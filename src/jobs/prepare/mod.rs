@@ -16,7 +16,7 @@ use crate::registry::AssetKind;
 use crate::storage::sha256_file;
 use crate::telemetry::Progress;
 use images::Images;
-pub(super) use images::Table;
+pub(super) use images::{Sources, Table};
 use rayon::prelude::*;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -27,16 +27,14 @@ const CHUNK: usize = 256;
 const SPLITS: [&str; 3] = ["train", "validation", "test"];
 
 pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> Result<Produced> {
-    let (image_folder, constants_file) = (context.path("image_folder")?, context.path("text_constants")?);
-    let constants = TextConstants::read(constants_file)?;
-    let found = Images::find(context, parameters)?;
-    found.check_labels(&constants).context(|| format!("'{}'", constants_file.display()))?;
-    let texts: Vec<String> = found
-        .files
-        .iter()
-        .map(|image| constants.text(&image.folder, &parameters.text_template))
-        .collect::<Result<_>>()
-        .context(|| format!("'{}'", constants_file.display()))?;
+    let sources = Sources {
+        image_folder: context.path("image_folder")?,
+        text_constants: context.path("text_constants")?,
+        image_metadata: context.optional_path("image_metadata"),
+    };
+    let image_folder = sources.image_folder;
+    let (found, texts) = read(sources, parameters)?;
+    found.warn();
     let mut kept: Vec<usize> = match parameters.keep_most_frequent {
         0 => (0..texts.len()).collect(),
         n => keep_most_frequent(&texts, n),
@@ -124,6 +122,25 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
         }
     }
     Ok(produced)
+}
+
+/// What can be said of the sources without reading an image: that they belong together.
+///
+/// # Errors
+/// Those of [`run`] that come before any image is read.
+pub(super) fn check(sources: Sources<'_>, parameters: &PrepareParameters) -> Result<()> {
+    let (found, texts) = read(sources, parameters)?;
+    let all: Vec<usize> = (0..texts.len()).collect();
+    found.groups(&all, &parameters.split).map(drop)
+}
+
+/// The images, and the text of each.
+fn read(sources: Sources<'_>, parameters: &PrepareParameters) -> Result<(Images, Vec<String>)> {
+    let constants = TextConstants::read(sources.text_constants)?;
+    let found = Images::find(sources, parameters)?;
+    let text = |image: &ImageFile| constants.text(&image.folder, &parameters.text_template);
+    let texts = found.check_labels(&constants).and_then(|()| found.files.iter().map(text).collect());
+    Ok((found, texts.context(|| format!("'{}'", sources.text_constants.display()))?))
 }
 
 /// What tells each kept file from those with another content: its size, which most files have for themselves, and where others
