@@ -50,7 +50,8 @@ impl ImageMetadata {
         let mut near = None;
         for delimiter in DELIMITERS {
             let mut reader = ReaderBuilder::new();
-            let mut reader = reader.delimiter(delimiter).trim(Trim::All).flexible(true).from_reader(text.as_bytes());
+            let mut reader =
+                reader.delimiter(delimiter).trim(Trim::Headers).flexible(true).from_reader(text.as_bytes());
             let unreadable = |e: csv::Error| wrong(" is not a CSV".to_owned()).with_source(e);
             let header = reader.headers().map_err(unreadable)?.clone();
             if !header.iter().any(|column| column == file_name) {
@@ -63,7 +64,7 @@ impl ImageMetadata {
             let mut rows = Vec::new();
             for (row, &line) in reader.into_records().zip(lines.iter().skip(1)) {
                 let row = row.map_err(unreadable)?;
-                if row.iter().all(str::is_empty) {
+                if row.iter().all(|cell| cell.trim().is_empty()) {
                     continue;
                 }
                 if row.len() != header.len() {
@@ -119,7 +120,7 @@ impl ImageMetadata {
     /// What a row has in a column, if it has something.
     #[must_use]
     pub fn value(&self, row: usize, column: usize) -> Option<&str> {
-        self.rows[row].0.get(column).filter(|cell| !cell.is_empty())
+        self.rows[row].0.get(column).map(str::trim).filter(|cell| !cell.is_empty())
     }
 
     /// How messages name a row: file and line.
@@ -359,6 +360,7 @@ mod tests {
             (b"f\0i\0l\0e\0_\0n\0a\0m\0e\0,\0", "save it as \"CSV UTF-8\""),
             (b"name,file_name\nJane Roe,a\n\n\"John Roe,b\nJim Roe,c\n", "line 4: a quote is opened and never closed"),
             (b"file_name,note\na,\"5 mm\nb,\"3 mm, Roe\"\n", "line 3: something follows the quote"),
+            (b"file_name,name\na,\"\nb,\"\nc,Roe\n", "line 2: has a line end in the column 'name'"),
             (b"file_name,name\na,\"5\nb,Roe\"\n", "line 2: has a line end in the column 'name'"),
             (b"file_name,note\na, \"Roe\"\n", "line 2: a space stands before the quote"),
             (b"file_name,note\na,\"Roe\" \n", "line 2: something follows the quote"),

@@ -138,16 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn one_more_hit_never_lowers_an_interval() {
+    fn the_last_miss_or_hit_takes_an_interval_further() {
         let groups: Vec<usize> = (0..100).map(|row| row / 10).collect();
         let share = |misses: usize| Proportion::among((0..100).map(|row| (row, row >= misses)), Some(&groups));
-        for misses in 1..=100 {
-            let (worse, better) = (share(misses), share(misses - 1));
-            assert!(
-                worse.value < better.value && (misses > 1 || worse.low < better.low),
-                "{misses}: {worse:?} {better:?}"
-            );
-        }
+        assert!(share(1).low < share(0).low, "{:?} {:?}", share(1), share(0));
+        assert!(share(100).high < share(99).high, "{:?} {:?}", share(100), share(99));
         // rows of one group say as much as one
         assert_eq!(Proportion::among([(0, true), (1, true)], Some(&[3, 3])).low, Proportion::new(1, 1).low);
         assert_eq!(Proportion::among([], Some(&[])).value, None);

@@ -92,7 +92,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
     super::write_json(&save_dir.join("training.json"), &json!({ "training": config, "parameters": parameters }))?;
     let (store, scratch) = (context.store, context.folder("checkpoint")?);
     let (run_id, step) = context.run;
-    let keep_last = config.resume && context.lasting;
+    let keep = config.resume && context.lasting;
     let training = Training {
         config: &config,
         parameters,
@@ -106,7 +106,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         checkpoints: Checkpoints::new(store, context.continuation, parameters.keep_checkpoints, scratch),
         watch: Watch::new(world.is_first().then(|| SeriesFolder::new(store, run_id, step)).transpose()?),
         world,
-        keep_last,
+        keep,
         bucket_bytes: context.compute.bucket_cap_mb << 20,
     };
     let outcome = training.run()?;
@@ -122,7 +122,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &FinetuneParameters) ->
         value = outcome.best,
         "best weights chosen"
     );
-    let kept = keep_last && checkpoint::exists(store, context.continuation, outcome.steps).unwrap_or_default();
+    let kept = keep && checkpoint::exists(store, context.continuation, outcome.steps).unwrap_or_default();
     package(context, parameters, &base, (&save_dir, &outcome)).map_err(|error| {
         let after = "the training is done and kept, and the job, run again, goes on with its package";
         if kept { error.context(after) } else { error }

@@ -65,8 +65,8 @@ pub struct Training<'a> {
     pub folder: &'a Path,
     /// Where checkpoints go to and come from.
     pub checkpoints: Checkpoints,
-    /// Whether a later run can go on from what is kept when this one ends; counts in the first process only.
-    pub keep_last: bool,
+    /// Whether a later run can go on from checkpoints, so that they are written; counts in the first process only.
+    pub keep: bool,
     /// Where the course of the run is shown meanwhile.
     pub watch: Watch,
     /// The processes that share the training.
@@ -266,12 +266,10 @@ impl Loop<'_, '_> {
                 self.track_or_save()?;
             }
             // what has been learned outlives whatever happens to its package
-            let due = every(config.save_every);
-            if due || step == total {
-                let world = self.t.world;
-                let mut save = || if due || self.t.keep_last { self.save() } else { Ok(()) };
+            if every(config.save_every) || step == total {
+                let (world, keep) = (self.t.world, self.t.keep);
                 // the others wait: it may take longer than a step may
-                if let Some(Err(error)) = world.first(|| Ok(save()))? {
+                if let Some(Err(error)) = world.first(|| Ok(if keep { self.save() } else { Ok(()) }))? {
                     tracing::warn!(step, of = total, %error, "a checkpoint could not be written; the run goes on without");
                 }
             }
@@ -405,15 +403,23 @@ impl Loop<'_, '_> {
     /// Saves where that is of use, and says why the run ends.
     fn preempted(&mut self, signal: &str) -> Error {
         let (step, total) = (self.state.step, self.state.total);
-        let (world, keep) = (self.t.world, self.t.keep_last);
-        let saved = world.first(|| if keep { self.save().and_then(|()| self.t.checkpoints.wait()) } else { Ok(()) });
+        let (world, keep) = (self.t.world, self.t.keep);
+        let saved = world.first(|| {
+            if keep {
+                self.save()?;
+                self.t.checkpoints.wait()?;
+            }
+            Ok(keep)
+        });
         let after = format!("stopped by {signal} after step {step} of {total}");
         match saved {
-            Ok(_) if keep => {
+            // the others leave it to the first to say how it goes on
+            Ok(None) => Error::new(ErrorKind::Preempted, after),
+            Ok(Some(true)) => {
                 let text = format!("{after}, with a checkpoint: run the same job again to go on there");
                 Error::new(ErrorKind::Preempted, text)
             }
-            Ok(_) => {
+            Ok(Some(false)) => {
                 let text = format!("{after}: the next run starts anew, as RESUME: false or --rerun asks for");
                 Error::new(ErrorKind::Preempted, text)
             }

@@ -259,3 +259,14 @@ def test_labels_do_not_depend_on_which_image_comes_first(images):
     done = images.prepare(**HAM, split={"group_column": "lesion_id"})
     assert done.returncode == 0 and "letter case only" in done.stderr, done.stderr
     assert images.file("prepare-label_file").read_text() == before
+
+
+def test_only_classes_that_are_kept_need_a_patient(images):
+    table = images.table[(images.table["dx"] != "akiec") | (images.table["dx"] == "akiec").cumsum().between(1, 5)].copy()
+    table.loc[table["dx"] == "akiec", "lesion_id"] = ""
+    images.write(table)
+    grouped = HAM | {"split": {"group_column": "lesion_id"}}
+    refused(images.prepare(**grouped), DATA, "nothing in the column 'lesion_id'")
+    done = images.prepare(**grouped, keep_most_frequent=2)
+    assert done.returncode == 0, done.stderr
+    assert sum(map(len, images.rows().values())) == (table["dx"] != "akiec").sum()

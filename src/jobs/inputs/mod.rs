@@ -156,8 +156,8 @@ pub(super) fn resolve_given(
     given.iter().map(|(name, g)| Ok((name.clone(), one(name, g).context(|| format!("input {name}"))?))).collect()
 }
 
-/// Checks that the inputs of `step` that do not come from other steps are there, and reads those that are small: so a typing
-/// error in the last step's configuration is found before the first step runs.
+/// Checks that the inputs of `step` that do not come from other steps are there, reads those that are small, and matches what Prepare is
+/// given where it is on this machine: so a typing error in the last step's configuration is found before the first step runs.
 ///
 /// # Errors
 /// As [`resolve`], and those of reading configurations, labels and the settings of packages.
@@ -186,11 +186,10 @@ pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> R
         paths.insert(name, path);
     }
     match (&step.parameters, paths.get("image_folder"), paths.get("text_constants")) {
-        (Parameters::Prepare(parameters), Some(image_folder), Some(text_constants)) => {
+        (Parameters::Prepare(parameters), Some(image_folder), Some(text_constants))
+            if paths.contains_key("image_metadata") == step.inputs.contains_key("image_metadata") =>
+        {
             let image_metadata = paths.get("image_metadata").map(PathBuf::as_path);
-            if image_metadata.is_none() && step.inputs.contains_key("image_metadata") {
-                return Ok(());
-            }
             prepare::check(prepare::Sources { image_folder, text_constants, image_metadata }, parameters)
         }
         _ => Ok(()),

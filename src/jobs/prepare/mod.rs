@@ -35,10 +35,7 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     let image_folder = sources.image_folder;
     let (found, texts) = read(sources, parameters)?;
     found.warn();
-    let mut kept: Vec<usize> = match parameters.keep_most_frequent {
-        0 => (0..texts.len()).collect(),
-        n => keep_most_frequent(&texts, n),
-    };
+    let mut kept = kept(&texts, parameters);
     let mut alike = first_alike(&contents(&found.files, &kept)?);
     let repeated = alike.iter().enumerate().filter(|(row, first)| row != *first).count();
     if parameters.split.repeated == Repeated::Drop {
@@ -130,8 +127,19 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
 /// Those of [`run`] that come before any image is read.
 pub(super) fn check(sources: Sources<'_>, parameters: &PrepareParameters) -> Result<()> {
     let (found, texts) = read(sources, parameters)?;
-    let all: Vec<usize> = (0..texts.len()).collect();
-    found.groups(&all, &parameters.split).map(drop)
+    match parameters.split.repeated {
+        // which images are left is not known before they are read
+        Repeated::Drop => Ok(()),
+        _ => found.groups(&kept(&texts, parameters), &parameters.split).map(drop),
+    }
+}
+
+/// The images of the classes that are kept.
+fn kept(texts: &[String], parameters: &PrepareParameters) -> Vec<usize> {
+    match parameters.keep_most_frequent {
+        0 => (0..texts.len()).collect(),
+        n => keep_most_frequent(texts, n),
+    }
 }
 
 /// The images, and the text of each.
