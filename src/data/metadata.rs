@@ -90,7 +90,7 @@ impl ImageMetadata {
             None if text.trim().is_empty() => "it is empty".to_owned(),
             None => "its first line must name the columns, divided by commas, semicolons or tabs".to_owned(),
         };
-        Err(wrong(format!(" has no column '{file_name}': {advice}")))
+        Err(wrong(format!(": no column '{file_name}': {advice}")))
     }
 
     /// The place of a column that is to be used.
@@ -100,20 +100,17 @@ impl ImageMetadata {
     pub fn column(&self, name: &str) -> Result<usize> {
         let mut found = self.header.iter().enumerate().filter(|(_, column)| *column == name).map(|(place, _)| place);
         match (found.next(), found.next()) {
-            (Some(place), None) => match (0..self.rows.len())
-                .find(|&row| self.rows[row].0[place].contains(['\n', '\r']))
-            {
-                None => Ok(place),
-                Some(row) => {
-                    let text = format!("has a line end in the column '{name}': is a quote there that does not belong?");
-                    Err(self.error(Some(row), text))
-                }
-            },
+            (Some(place), None) => {
+                let ends_lines = |&row: &usize| self.rows[row].0[place].contains(['\n', '\r']);
+                let what =
+                    format!("a line end in the column '{name}': remove it, or a quote that does not belong there");
+                (0..self.rows.len()).find(ends_lines).map_or(Ok(place), |row| Err(self.error(&[row], what)))
+            }
             (None, _) => {
                 let known: Vec<&str> = self.header.iter().collect();
-                Err(self.error(None, format!("has no column '{name}': {}", did_you_mean(name, known))))
+                Err(self.error(&[], format!("no column '{name}': {}", did_you_mean(name, known))))
             }
-            (Some(_), Some(_)) => Err(self.error(None, format!("has more than one column '{name}': rename one"))),
+            (Some(_), Some(_)) => Err(self.error(&[], format!("more than one column '{name}': rename one"))),
         }
     }
 
@@ -123,10 +120,16 @@ impl ImageMetadata {
         self.rows[row].0.get(column).map(str::trim).filter(|cell| !cell.is_empty())
     }
 
-    /// How messages name a row: file and line.
+    /// How messages name rows, in the order of the file: by the file, the line of the first, and how many others there are.
     #[must_use]
-    pub fn place(&self, row: usize) -> String {
-        format!("'{}' line {}", self.path.display(), self.rows[row].1)
+    pub fn place(&self, rows: &[usize]) -> String {
+        let line = rows.first().map(|&row| format!(" line {}", self.rows[row].1)).unwrap_or_default();
+        let others = match rows.len() {
+            0 | 1 => String::new(),
+            2 => " and one other row".to_owned(),
+            n => format!(" and {} other rows", n - 1),
+        };
+        format!("'{}'{line}{others}", self.path.display())
     }
 
     /// What a row has in a column, where there must be something.
@@ -136,7 +139,7 @@ impl ImageMetadata {
     pub fn required(&self, row: usize, column: usize) -> Result<&str> {
         self.value(row, column).ok_or_else(|| {
             let name = &self.header[column];
-            self.error(Some(row), format!("has nothing in the column '{name}': fill it in or remove the row"))
+            self.error(&[row], format!("nothing in the column '{name}': fill it in or remove the row"))
         })
     }
 
@@ -145,7 +148,7 @@ impl ImageMetadata {
     ///
     /// # Errors
     /// `Data`, naming the line: no name, no such image, several of that name, an image that has a row already.
-    pub fn of(&self, images: Vec<ImageFile>) -> Result<Vec<(ImageFile, usize)>> {
+    pub fn select(&self, images: Vec<ImageFile>) -> Result<Vec<(ImageFile, usize)>> {
         let mut row_of: Vec<Option<usize>> = vec![None; images.len()];
         let mut open: Vec<usize> = (0..self.rows.len()).collect();
         for spelling in SPELLINGS {
@@ -157,58 +160,58 @@ impl ImageMetadata {
                 named.entry(spelling(&image.key)).or_default().push(place);
             }
             for row in std::mem::take(&mut open) {
-                let name = self.required(row, self.names)?.replace('\\', "/");
-                match named.get(name.strip_prefix("./").unwrap_or(&name)).map(Vec::as_slice) {
+                let name = self.name(row)?;
+                match named.get(name.as_str()).map(Vec::as_slice) {
                     None => open.push(row),
                     Some([place]) => {
                         if let Some(first) = row_of[*place].replace(row) {
                             let (key, first) = (&images[*place].key, self.rows[first].1);
                             return Err(
-                                self.error(Some(row), format!("'{key}' has a row already, line {first}: remove one"))
+                                self.error(&[row], format!("'{key}' has a row already, line {first}: remove one"))
                             );
                         }
                     }
                     Some(several) => {
                         let (one, other) = (&images[several[0]].key, &images[several[1]].key);
-                        let text =
+                        let what =
                             format!("'{name}' may be '{one}' or '{other}': give the path below the image folder");
-                        return Err(self.error(Some(row), text));
+                        return Err(self.error(&[row], what));
                     }
                 }
             }
         }
-        if let Some(&row) = open.first() {
-            let name = self.required(row, self.names)?;
-            let lower = name.replace('\\', "/").to_lowercase();
-            let alike = images.iter().find(|image| SPELLINGS.iter().any(|of| of(&image.key).to_lowercase() == lower));
-            let column = &self.header[self.names];
-            let advice = match (alike, images.first()) {
-                (Some(image), _) => format!("did you mean '{}'?", image.key),
-                (None, Some(image)) => format!(
-                    "give in '{column}' a path below the image folder, such as '{}', or remove the row",
-                    image.key
-                ),
-                (None, None) => "it has no image".to_owned(),
-            };
-            // if no row at all names an image, the column may be another one
-            let name = if open.len() < self.rows.len() || alike.is_some() {
-                format!(" '{name}'")
-            } else {
-                " of that name".to_owned()
-            };
-            let more = match open.len() - 1 {
-                0 => String::new(),
-                1 => ", nor for one other row".to_owned(),
-                n => format!(", nor for {n} other rows"),
-            };
-            return Err(self.error(Some(row), format!("there is no image{name} in the image folder{more}: {advice}")));
+        if !open.is_empty() {
+            return Err(self.no_image(&open, &images)?);
         }
         Ok(images.into_iter().zip(row_of).filter_map(|(image, row)| Some((image, row?))).collect())
     }
 
-    fn error(&self, row: Option<usize>, what: String) -> Error {
-        let line = row.map(|row| format!(" line {}:", self.rows[row].1)).unwrap_or_default();
-        Error::data(format!("'{}'{line} {what}", self.path.display()))
+    /// The image that a row names, as keys are written.
+    fn name(&self, row: usize) -> Result<String> {
+        let name = self.required(row, self.names)?.replace('\\', "/");
+        Ok(name.strip_prefix("./").unwrap_or(&name).to_owned())
+    }
+
+    /// Why rows, at least one, name none of the images.
+    fn no_image(&self, rows: &[usize], images: &[ImageFile]) -> Result<Error> {
+        let (name, column) = (self.name(rows[0])?, &self.header[self.names]);
+        let lower = name.to_lowercase();
+        let alike = images.iter().find(|image| SPELLINGS.iter().any(|of| of(&image.key).to_lowercase() == lower));
+        let advice = match (alike, images.first()) {
+            (Some(image), _) => format!("did you mean '{}'?", image.key),
+            (None, Some(image)) => {
+                format!("give in '{column}' a path below it, such as '{}', or remove the row", image.key)
+            }
+            (None, None) => "it has no image".to_owned(),
+        };
+        // if no row at all names an image, the column may be another one
+        let told = rows.len() < self.rows.len() || alike.is_some();
+        let image = if told { format!("image '{name}'") } else { "image of that name".to_owned() };
+        Ok(self.error(rows, format!("no {image} in the image folder: {advice}")))
+    }
+
+    fn error(&self, rows: &[usize], what: String) -> Error {
+        Error::data(format!("{}: {what}", self.place(rows)))
     }
 }
 
@@ -287,7 +290,7 @@ mod tests {
 
     /// Key and row of the images that are named.
     fn named(csv: &str, keys: &[&str]) -> Result<Vec<(String, usize)>> {
-        Ok(read(csv.as_bytes())?.of(images(keys))?.into_iter().map(|(image, row)| (image.key, row)).collect())
+        Ok(read(csv.as_bytes())?.select(images(keys))?.into_iter().map(|(image, row)| (image.key, row)).collect())
     }
 
     #[test]
@@ -321,9 +324,12 @@ mod tests {
             ("file_name\na/2.png\n\n2\n", ["line 4", "'a/2.png' has a row already, line 2"]),
             (
                 "file_name\na/2.png\nc/1.png\nd\n",
-                ["line 3", "no image 'c/1.png' in the image folder, nor for one other row: give in 'file_name'"],
+                ["line 3", "line 3 and one other row: no image 'c/1.png' in the image folder: give in 'file_name'"],
             ),
-            ("file_name\nJane Roe\nJohn Doe\n", ["line 2", "no image of that name in the image folder, nor for one"]),
+            (
+                "file_name\nJane Roe\nJohn Doe\n",
+                ["line 2 and one other row", "no image of that name in the image folder"],
+            ),
             ("file_name\na\\2.PNG\n", ["line 2", "did you mean 'a/2.png'"]),
             ("file_name,x\na/2.png,1\n,2\n", ["line 3", "nothing in the column 'file_name'"]),
         ] {
@@ -342,7 +348,7 @@ mod tests {
             ("\n\nfile_name,x\na,\"\n\n\"\nb,\n", 7),
         ] {
             let error = named(csv, &["a"]).unwrap_err().to_string();
-            assert!(error.contains(&format!("line {line}: there is no image 'b'")), "{csv:?}: {error}");
+            assert!(error.contains(&format!("line {line}: no image 'b'")), "{csv:?}: {error}");
         }
         let error = read(b"file_name,x\r\na,1\r\n\r\nb\r\n").unwrap_err().to_string();
         assert!(error.contains("line 4: 1 instead of 2 cells"), "{error}");
@@ -360,8 +366,8 @@ mod tests {
             (b"f\0i\0l\0e\0_\0n\0a\0m\0e\0,\0", "save it as \"CSV UTF-8\""),
             (b"name,file_name\nJane Roe,a\n\n\"John Roe,b\nJim Roe,c\n", "line 4: a quote is opened and never closed"),
             (b"file_name,note\na,\"5 mm\nb,\"3 mm, Roe\"\n", "line 3: something follows the quote"),
-            (b"file_name,name\na,\"\nb,\"\nc,Roe\n", "line 2: has a line end in the column 'name'"),
-            (b"file_name,name\na,\"5\nb,Roe\"\n", "line 2: has a line end in the column 'name'"),
+            (b"file_name,name\na,\"\nb,\"\nc,Roe\n", "line 2: a line end in the column 'name'"),
+            (b"file_name,name\na,\"5\nb,Roe\"\n", "line 2: a line end in the column 'name'"),
             (b"file_name,note\na, \"Roe\"\n", "line 2: a space stands before the quote"),
             (b"file_name,note\na,\"Roe\" \n", "line 2: something follows the quote"),
         ] {

@@ -294,7 +294,7 @@ mod tests {
     fn training_sets_may_hold_captions_and_tags() {
         let files = files(&["a", "b", "c"], &[]);
         std::fs::remove_file(files.texts.with_extension("lineidx")).unwrap();
-        let class = ClassRow::new(2, "two", "s").to_json().unwrap();
+        let class = serde_json::to_string(&ClassRow::new(2, "two", "s")).unwrap();
         std::fs::write(&files.texts, format!("a\t{class}\nb\t{{\"captions\":[\"x\"]}}\nc\t{{\"tags\":\"y\"}}\n"))
             .unwrap();
         let pairs = ImageTextPairs::open_training(&files.images, &files.texts, &labels()).unwrap();

@@ -47,14 +47,6 @@ impl ClassRow {
             other => Err(other.without_class()),
         }
     }
-
-    /// The row as JSON on one line.
-    ///
-    /// # Errors
-    /// `Internal`; cannot happen.
-    pub fn to_json(&self) -> Result<String> {
-        to_json(self)
-    }
 }
 
 /// A classification row with what else is known of the image, as it is written.
@@ -222,13 +214,11 @@ pub fn write_text_rows<'a>(
 ) -> Result<usize> {
     let mut writer = TsvWriter::create(path)?;
     for (key, row) in rows {
-        writer.write(key, &to_json(&row)?)?;
+        let json =
+            serde_json::to_string(&row).map_err(|e| Error::internal("cannot write a text row").with_source(e))?;
+        writer.write(key, &json)?;
     }
     writer.finish()
-}
-
-fn to_json(row: &impl Serialize) -> Result<String> {
-    serde_json::to_string(row).map_err(|e| Error::internal("cannot write a text row").with_source(e))
 }
 
 #[cfg(test)]

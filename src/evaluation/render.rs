@@ -86,16 +86,15 @@ fn summary(reports: &[MethodReport]) -> Vec<Vec<String>> {
 
 /// The figures' intervals, in the columns of the figures.
 fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
-    let text = |i: Interval| format!("{:.3} to {:.3}", i.low, i.high);
     let level = format!("{:.0} % interval", intervals.level * 100.0);
     let mut row = vec![report.method.to_string(), level];
     row.extend(words(&["-", "-"]));
-    row.push(text(intervals.macro_f1));
+    row.push(span(intervals.macro_f1));
     row.extend(words(&["-", "-", "-"]));
     row.extend([
-        text(intervals.accuracy),
-        text(intervals.mcc),
-        intervals.mauc.map_or_else(|| "-".into(), text),
+        span(intervals.accuracy),
+        span(intervals.mcc),
+        intervals.mauc.map_or_else(|| "-".into(), span),
         "-".into(),
     ]);
     row
@@ -116,12 +115,11 @@ fn sampled(report: &MethodReport) -> Option<String> {
 fn subgroups(table: &SubgroupTable) -> Vec<Vec<String>> {
     let mut rows = vec![words(&["value", "rows", "accuracy", "95 % interval", "macro F1", "mAUC"])];
     for group in &table.groups {
-        let interval = group.accuracy.interval().map(|i| format!("{:.3} to {:.3}", i.low, i.high));
         rows.push(vec![
             one_line(&group.value),
             group.n.to_string(),
             number(group.accuracy.value),
-            interval.unwrap_or_else(|| "-".into()),
+            group.accuracy.interval().map_or_else(|| "-".into(), span),
             number(Some(group.macro_f1)),
             number(group.mauc),
         ]);
@@ -175,6 +173,10 @@ fn confusion(report: &MethodReport) -> Option<Vec<Vec<String>>> {
 
 fn prf(prf: &Prf) -> [String; 3] {
     [prf.precision, prf.recall, prf.f1].map(|v| number(Some(v)))
+}
+
+fn span(interval: Interval) -> String {
+    format!("{:.3} to {:.3}", interval.low, interval.high)
 }
 
 fn number(value: Option<f64>) -> String {

@@ -13,12 +13,25 @@
 //! compiled at run time keep other things there (oneDNN's f32 ones do: their buffers were overwritten). So a program that
 //! computes calls [`keep_from_other_threads`] first.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// The error of work that ends since it was asked to: `after` says where it stopped, `saved` whether there is a checkpoint for a later run, or
+/// why none could be written.
+pub fn stopped(after: &str, saved: Result<bool>) -> Error {
+    let how = match saved {
+        Ok(true) => ", with a checkpoint: run the same job again to go on there",
+        Ok(false) => {
+            ": the next run starts anew, since this one was not to be resumed (--rerun, or RESUME: false of a training)"
+        }
+        Err(error) => return error.context(format!("{after}, and no checkpoint could be saved")),
+    };
+    Error::new(ErrorKind::Preempted, format!("{after}{how}"))
+}
 
 const SIGNALS: [(i32, &str); 2] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT")];
 

@@ -153,7 +153,7 @@ mod tests {
     fn set() -> Set {
         let folder = tempfile::tempdir().unwrap();
         let (images, texts) = (folder.path().join("images.tsv"), folder.path().join("texts.tsv"));
-        let class = ClassRow::new(0, "a spot", "s").to_json().unwrap();
+        let class = serde_json::to_string(&ClassRow::new(0, "a spot", "s")).unwrap();
         let rows = [&class, r#"{"captions":["one","two"]}"#, &class, r#"{"tags":["x","y"],"queries":["which"]}"#];
         let (mut image_tsv, mut text_tsv) = (TsvWriter::create(&images).unwrap(), TsvWriter::create(&texts).unwrap());
         for (index, row) in rows.iter().enumerate() {

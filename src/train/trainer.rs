@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::infer::Encoder;
 use crate::model::params::Params;
 use crate::model::weights;
-use crate::telemetry::stop::StopSignal;
+use crate::telemetry::stop::{StopSignal, stopped};
 use medtune_native::Reducer;
 use serde::Serialize;
 use serde_json::json;
@@ -163,7 +163,7 @@ impl Training<'_> {
     }
 
     /// The tensors of a checkpoint, by file: after the last step no more than what is evaluated and handed over.
-    fn kept(&self, going_on: bool, optimizer: &AdamW, ema: Option<&Ema>) -> Vec<(&'static str, Named)> {
+    fn checkpointed(&self, going_on: bool, optimizer: &AdamW, ema: Option<&Ema>) -> Vec<(&'static str, Named)> {
         let smoothed = self.smoothed(ema);
         let weights = (going_on || !smoothed).then(|| (checkpoint::WEIGHTS, self.params.entries()));
         let optimizer = going_on.then(|| (checkpoint::OPTIMIZER, optimizer.state()));
@@ -191,7 +191,7 @@ impl Training<'_> {
                 state.skipped
             )));
         }
-        for (file, tensors) in self.kept(state.step < state.total, optimizer, ema) {
+        for (file, tensors) in self.checkpointed(state.step < state.total, optimizer, ema) {
             weights::load_into(&folder.join(file), tensors)?;
         }
         if state.best.is_some() {
@@ -412,18 +412,10 @@ impl Loop<'_, '_> {
             Ok(keep)
         });
         let after = format!("stopped by {signal} after step {step} of {total}");
-        match saved {
-            // the others leave it to the first to say how it goes on
-            Ok(None) => Error::new(ErrorKind::Preempted, after),
-            Ok(Some(true)) => {
-                let text = format!("{after}, with a checkpoint: run the same job again to go on there");
-                Error::new(ErrorKind::Preempted, text)
-            }
-            Ok(Some(false)) => {
-                let text = format!("{after}: the next run starts anew, as RESUME: false or --rerun asks for");
-                Error::new(ErrorKind::Preempted, text)
-            }
-            Err(error) => error.context(format!("{after}, and no checkpoint could be saved")),
+        match saved.transpose() {
+            // the first process says how it goes on
+            None => Error::new(ErrorKind::Preempted, after),
+            Some(saved) => stopped(&after, saved),
         }
     }
 
@@ -432,7 +424,7 @@ impl Loop<'_, '_> {
         let started = Instant::now();
         let draft = self.t.checkpoints.draft()?;
         let going_on = self.state.step < self.state.total;
-        for (file, tensors) in self.t.kept(going_on, &self.optimizer, self.ema.as_ref()) {
+        for (file, tensors) in self.t.checkpointed(going_on, &self.optimizer, self.ema.as_ref()) {
             weights::write_tensors(&draft.join(file), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
         }
         let series = draft.join(SERIES);

@@ -161,9 +161,9 @@ def test_its_curve_can_be_watched(run, medtune, tmp_path):
     assert all(tag in events for tag in (b"train/loss", b"evaluation/acc", b"evaluation/auc"))
 
 
-def stop_in_between(binary, store, path):
+def stop_in_between(binary, store, path, *more):
     """Runs the job until some epochs are done, and asks it to stop."""
-    command = [str(binary), "--store", str(store), "run", str(path)]
+    command = [str(binary), "--store", str(store), "run", str(path), *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         until = time.monotonic() + 60
         while not list(store.glob("runs/*/*/metrics.jsonl")) and process.poll() is None and time.monotonic() < until:
@@ -171,6 +171,7 @@ def stop_in_between(binary, store, path):
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == PREEMPTED, said
+    assert ("the next run starts anew" in said) == ("--rerun" in more) != ("run the same job again" in said), said
     return int(re.search(r"stopped by SIGTERM after epoch (\d+) of", said.splitlines()[-1]).group(1))
 
 
@@ -182,6 +183,11 @@ LONG = {
 @pytest.fixture(scope="module")
 def uninterrupted(run, medtune, tmp_path_factory):
     return trained(run, medtune, tmp_path_factory.mktemp("uninterrupted"), **LONG)
+
+
+def test_a_rerun_keeps_nothing_that_no_run_finds(run, binary, tmp_path):
+    assert 0 < stop_in_between(binary, tmp_path / "store", job(run, tmp_path, **LONG), "--rerun") < EPOCHS
+    assert not list((tmp_path / "store").glob("checkpoints/*"))
 
 
 @pytest.mark.parametrize("damage", [None, "tensors", "state", "missing"])

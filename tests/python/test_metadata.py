@@ -38,22 +38,19 @@ class Cohort:
     """Images of all classes in two folders that say nothing of them, a table, and a store."""
 
     def __init__(self, binary, folder):
-        self.binary, self.folder, self.table = binary, folder, cohort()
+        self.binary, self.folder, self.store, self.table = binary, folder, folder / "store", cohort()
         self.env = environment(folder / "tmp")
         self.keys = {}
         for number, name in enumerate(self.table["image_id"]):
             key = f"part {number % 2}/{name}.jpg"
             self.keys[name] = key
             self.image(key, number)
-        self.constants(LABELS)
+        (folder / "constants.yaml").write_text(yaml.safe_dump({"folder_to_label": LABELS}))
 
     def image(self, key, number):
         path = self.folder / "images" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
-
-    def constants(self, labels):
-        (self.folder / "constants.yaml").write_text(yaml.safe_dump({"folder_to_label": labels}))
 
     def write(self, table=None, **form):
         """The table as a CSV of that form."""
@@ -66,14 +63,18 @@ class Cohort:
 
     def run(self, job, *more):
         (self.folder / "job.yaml").write_text(yaml.safe_dump({"version": 1, "name": "prepare"} | job, sort_keys=False))
-        return invoke(self.binary, "--store", self.folder / "store", "run", self.folder / "job.yaml", *more, env=self.env)
+        return invoke(self.binary, "--store", self.store, "run", self.folder / "job.yaml", *more, env=self.env)
 
     def prepare(self, inputs=(), **parameters):
         return self.run(self.job(inputs, **parameters))
 
+    def ask(self, *arguments):
+        """What a verb answers."""
+        return succeed(self.binary, "--store", self.store, *arguments, env=self.env)
+
     def file(self, name):
         """The TSV or label file of a dataset's newest version."""
-        version = succeed(self.binary, "--store", self.folder / "store", "data", "show", f"{name}@latest", "--json", env=self.env)
+        version = self.ask("data", "show", f"{name}@latest", "--json")
         [path] = [p for p in Path(version["uri"].removeprefix("file://")).rglob("*") if p.suffix in (".tsv", ".txt")]
         return path
 
@@ -110,10 +111,8 @@ def test_rows_say_what_the_table_says(images, form):
     assert "no row in image_metadata and are left out count=1" in done.stderr and "Roe" not in done.stderr + done.stdout
     table = pandas.read_csv(images.folder / "about.csv", dtype=str, keep_default_na=False, **{k: v for k, v in form.items() if k in ("sep", "encoding")})
     assert len(table) == len(images.keys) and set(table["note"]) == set(images.table["note"])
-    parts, seen = images.rows(), {}
-    for part in parts.values():
-        for key, row in part.items():
-            seen[key] = row
+    parts = images.rows()
+    seen = {key: row for part in parts.values() for key, row in part.items()}
     assert sorted(seen) == sorted(images.keys.values())
     texts = images.file("prepare-label_file").read_text().splitlines()
     for said in table.to_dict("records"):
@@ -125,8 +124,8 @@ def test_rows_say_what_the_table_says(images, form):
     lesion = dict(zip(images.keys.values(), table["lesion_id"], strict=True))
     groups = [{lesion[key] for key in parts[split]} for split in SPLITS]
     assert all(groups) and sum(map(len, groups)) == len(set(lesion.values()))
-    [record] = succeed(images.binary, "--store", images.folder / "store", "runs", "list", "--json", env=images.env)
-    metrics = succeed(images.binary, "--store", images.folder / "store", "runs", "show", record["run_id"], "--json", env=images.env)["steps"][0]["metrics"]
+    [record] = images.ask("runs", "list", "--json")
+    metrics = images.ask("runs", "show", record["run_id"], "--json")["steps"][0]["metrics"]
     assert (metrics["images"], metrics["left_out"]) == (len(table), 1)
     assert [metrics[f"{split}_groups"] for split in SPLITS] == [len(part) for part in groups]
 
@@ -137,17 +136,17 @@ def test_class_folders_with_a_table(images):
         images.image(key, 1000 + number)
     table = pandas.DataFrame({"site": ["Basel", "Bern"] * 11, "file_name": [f"{folder}/{n:02}.jpg" for folder in ("nv", "mel") for n in range(11)]})
     images.write(table)
-    done = images.prepare({"image_folder": "images"}, fields=["site"])
+    done = images.prepare(fields=["site"])
     # of the folders without a label the table names no image
     assert done.returncode == 0, done.stderr
     rows = {key: row for part in images.rows().values() for key, row in part.items()}
     assert {key: row["site"] for key, row in rows.items()} == dict(zip(table["file_name"], table["site"], strict=True))
     assert all(row["class_name"] == LABELS[key.split("/")[0]] for key, row in rows.items())
-    assert "unchanged" in images.prepare({"image_folder": "images"}, fields=["site"]).stdout
+    assert "unchanged" in images.prepare(fields=["site"]).stdout
     images.write(table.replace("Bern", "Genf"))
-    assert "unchanged" not in images.prepare({"image_folder": "images"}, fields=["site"]).stdout
+    assert "unchanged" not in images.prepare(fields=["site"]).stdout
     assert {row["site"] for part in images.rows().values() for row in part.values()} == {"Basel", "Genf"}
-    assert images.prepare({"image_folder": "images"}).returncode == 0
+    assert images.prepare().returncode == 0
     assert all(set(row) == ROW for part in images.rows().values() for row in part.values())
 
 
@@ -165,11 +164,11 @@ def test_what_does_not_fit_is_refused(images):
         (doubled, HAM, DATA, [images.keys[table["image_id"][3]], "has a row already"]),
         (blank, grouped, DATA, ["nothing in the column 'lesion_id'"]),
         (unknown, HAM, CONFIG, ["constants.yaml': folder_to_label", f"label_column in '{where}' line {line_of(unknown, 4)}: "]),
-        (table, HAM | {"label_column": "name"}, CONFIG, [f"label_column in '{where}' line 2 and in {len(table) - 1} other rows"]),
-        (table, HAM | {"file_name_column": "name"}, DATA, ["no image of that name", f"nor for {len(table) - 1} other rows"]),
-        (table, HAM | {"fields": ["comment"]}, DATA, ["has a line end in the column 'comment'"]),
+        (table, HAM | {"label_column": "name"}, CONFIG, [f"label_column in '{where}' line 2 and {len(table) - 1} other rows"]),
+        (table, HAM | {"file_name_column": "name"}, DATA, ["no image of that name", f"line 2 and {len(table) - 1} other rows"]),
+        (table, HAM | {"fields": ["comment"]}, DATA, ["a line end in the column 'comment'"]),
         (gone, HAM, DATA, ["'IMG_gone'", "'image_id'"]),
-        (table, {"label_column": "dx"}, DATA, [f"'{where}' has no column 'file_name'", "first line"]),
+        (table, {"label_column": "dx"}, DATA, [f"'{where}': no column 'file_name'", "first line"]),
         (table, HAM | {"fields": ["sexe"]}, DATA, ["no column 'sexe'", "did you mean 'sex'"]),
         (table[:0], HAM, DATA, ["names no image"]),
         (table, HAM | {"fields": ["class_id"]}, CONFIG, ["parameters.fields", "'class_id'"]),
@@ -201,7 +200,7 @@ def test_what_does_not_fit_is_refused(images):
     refused(images.run(late), DATA, "step last", "input image_metadata", "did you mean 'sex'")
     refused(images.prepare({"image_metadata": None}, **HAM), CONFIG, "parameters.file_name_column", "image_metadata")
     refused(images.prepare({"image_metadata": "none.csv"}, **HAM), 13, "image_metadata", "none.csv")
-    assert not (images.folder / "store" / "data").exists()
+    assert not (images.store / "data").exists()
 
 
 def test_a_pipeline_reports_by_the_table(images):
@@ -209,7 +208,7 @@ def test_a_pipeline_reports_by_the_table(images):
     images.write()
     (images.folder / "model.yaml").write_text(yaml.safe_dump(small_pixels(model_config())))
     (images.folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS.values()))
-    succeed(images.binary, "--store", images.folder / "store", "model", "init", "--name", "base", "--config", images.folder / "model.yaml", "--label-texts", images.folder / "labels.txt", env=images.env)
+    images.ask("model", "init", "--name", "base", "--config", images.folder / "model.yaml", "--label-texts", images.folder / "labels.txt")
     prepared = {name: f"${{{{ steps.prepare.outputs.{name} }}}}" for name in ("test_image_tsv", "test_text_tsv", "label_file")}
     steps = {
         "prepare": images.job(**HAM, fields=["sex"], split={"group_column": "lesion_id"}),
@@ -232,7 +231,7 @@ def test_a_pipeline_reports_by_the_table(images):
     done = images.run(job)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line.split("\t")[1]) for line in images.file("pipeline-prepare-test_text_tsv").read_text().splitlines()]
-    [report] = (images.folder / "store").glob("**/report.json")
+    [report] = images.store.glob("**/report.json")
     [entry] = json.loads(report.read_text())["methods"]
     [table] = entry["subgroups"]
     counts = pandas.Series([row.get("sex", "(none)") for row in rows]).value_counts().to_dict()

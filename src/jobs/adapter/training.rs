@@ -8,14 +8,14 @@ use super::super::labelled::LabelledEmbeddings;
 use super::checkpoint::{Checkpoint, Done, Partial, Tensors, copies};
 use crate::config::adapter::{AdapterParameters, TrackMetric};
 use crate::data::Labels;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::evaluation::{Extras, Labelled, Method, Scores, evaluate_method};
 use crate::imaging::SampleRng;
 use crate::model::adapter::Adapter;
 use crate::model::engine;
 use crate::registry::{Earlier, Series, SeriesFolder};
 use crate::telemetry::Progress;
-use crate::telemetry::stop::StopSignal;
+use crate::telemetry::stop::{StopSignal, stopped};
 use crate::train::optimizer::{AdamW, Rules, Settings};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -71,7 +71,8 @@ pub(super) struct Training<'a> {
     labels: &'a Labels,
     /// Factors on the loss of each class, [classes].
     class_weights: Option<Tensor>,
-    checkpoint: Checkpoint,
+    /// Where it is kept; nowhere when no later run would find it.
+    checkpoint: Option<Checkpoint>,
     saved: Instant,
     series: Series,
     stop: StopSignal,
@@ -97,9 +98,11 @@ impl<'a> Training<'a> {
         let classes = Tensor::f_from_slice(&classes).and_then(there).map_err(engine)?;
         let class_weights =
             class_weights.map(|w| Tensor::f_from_slice(&w).and_then(there)).transpose().map_err(engine)?;
-        let checkpoint = Checkpoint::new(context.store, context.continuation, context.folder("checkpoint")?);
+        let scratch = context.folder("checkpoint")?;
+        let checkpoint = context.lasting.then(|| Checkpoint::new(context.store, context.continuation, scratch));
         let batches = train.classes.len().div_ceil(parameters.train_dataloader_batch_size);
-        let resumed = checkpoint.read((adapter, &optimizer), (parameters.max_epochs, batches))?;
+        let read = |from: &Checkpoint| from.read((adapter, &optimizer), (parameters.max_epochs, batches));
+        let resumed = checkpoint.as_ref().map(read).transpose()?.flatten();
         if let Some(done) = &resumed {
             tracing::info!(
                 epochs = done.curve.len(),
@@ -131,8 +134,8 @@ impl<'a> Training<'a> {
     /// Trains to the end.
     ///
     /// # Errors
-    /// [`ErrorKind::Preempted`] when it was asked to stop, after a checkpoint; [`ErrorKind::Config`] when the loss is not finite;
-    /// [`ErrorKind::Data`] when the validation rows have no value of the tracked metric.
+    /// [`crate::ErrorKind::Preempted`] when it was asked to stop, after a checkpoint where a later run can use one; [`crate::ErrorKind::Config`] when the loss is not finite;
+    /// [`crate::ErrorKind::Data`] when the validation rows have no value of the tracked metric.
     pub(super) fn run(mut self) -> Result<Trained> {
         let epochs = self.parameters.max_epochs;
         let progress = Progress::new("adapter", epochs as u64, "epochs").starting_at(self.done.curve.len() as u64);
@@ -242,25 +245,19 @@ impl<'a> Training<'a> {
         if signal.is_none() && self.saved.elapsed() < BETWEEN_CHECKPOINTS {
             return Ok(());
         }
-        let saved = self.checkpoint.write((self.adapter, &self.optimizer), &self.done, self.series.text());
+        let saved = match &self.checkpoint {
+            Some(to) => to.write((self.adapter, &self.optimizer), &self.done, self.series.text()).map(|()| true),
+            None => Ok(false),
+        };
         self.saved = Instant::now();
         let (epochs, all) = (self.done.curve.len(), self.parameters.max_epochs);
         match (signal, saved) {
-            (None, Ok(())) => Ok(()),
+            (None, Ok(_)) => Ok(()),
             (None, Err(error)) => {
                 tracing::warn!(%error, "a checkpoint could not be kept; training goes on");
                 Ok(())
             }
-            (Some(signal), Ok(())) => Err(Error::new(
-                ErrorKind::Preempted,
-                format!(
-                    "stopped by {signal} after epoch {epochs} of {all}, with a checkpoint: run the same job again to go on there"
-                ),
-            )),
-            (Some(signal), Err(error)) => {
-                Err(error
-                    .context(format!("stopped by {signal} after epoch {epochs}, and no checkpoint could be saved")))
-            }
+            (Some(signal), saved) => Err(stopped(&format!("stopped by {signal} after epoch {epochs} of {all}"), saved)),
         }
     }
 }

@@ -185,18 +185,16 @@ pub(super) fn check(store: &Store, job: &Job, step: &Step, pins: &mut Pins) -> R
         check_content(step, name, &path).context(|| format!("input {name}"))?;
         paths.insert(name, path);
     }
-    match (&step.parameters, paths.get("image_folder"), paths.get("text_constants")) {
-        (Parameters::Prepare(parameters), Some(image_folder), Some(text_constants))
-            if paths.contains_key("image_metadata") == step.inputs.contains_key("image_metadata") =>
-        {
-            let image_metadata = paths.get("image_metadata").map(PathBuf::as_path);
-            prepare::check(prepare::Sources { image_folder, text_constants, image_metadata }, parameters)
+    match &step.parameters {
+        // where what it is given does not come from another step
+        Parameters::Prepare(parameters) if step.inputs.values().all(|source| !source.external().is_empty()) => {
+            prepare::check(|name| paths.get(name).map(PathBuf::as_path), parameters)
         }
         _ => Ok(()),
     }
 }
 
-/// Whether [`check_content`] reads an input.
+/// Whether [`check_content`] or [`prepare::check`] reads an input.
 fn is_read(step: &Step, name: &str, port: PortType) -> bool {
     let training = name == "conf_files" && matches!(step.parameters, Parameters::Finetune(_));
     training || matches!(name, "label_file" | "text_constants" | "image_metadata") || port == PortType::Model
@@ -208,7 +206,6 @@ fn check_content(step: &Step, name: &str, path: &Path) -> Result<()> {
         ("label_file", Parameters::Evaluate(parameters)) => parameters.check_labels(Labels::read(path)?.texts()),
         ("label_file", _) => Labels::read(path).map(drop),
         ("text_constants", _) => TextConstants::read(path).map(drop),
-        ("image_metadata", Parameters::Prepare(parameters)) => prepare::Table::read(path, parameters).map(drop),
         _ if port_type(step.kind, name)? == PortType::Model => read_package(path).map(drop),
         _ => Ok(()),
     }

@@ -7,17 +7,6 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// Where the images are, and what is said of them.
-#[derive(Clone, Copy)]
-pub(in super::super) struct Sources<'a> {
-    /// The folder of images.
-    pub(in super::super) image_folder: &'a Path,
-    /// The YAML of labels.
-    pub(in super::super) text_constants: &'a Path,
-    /// The CSV.
-    pub(in super::super) image_metadata: Option<&'a Path>,
-}
-
 /// The images, in the order of their keys.
 pub(super) struct Images {
     pub(super) files: Vec<ImageFile>,
@@ -36,7 +25,7 @@ struct Described {
 }
 
 /// A CSV, and where in it is what the parameters speak of.
-pub(in super::super) struct Table {
+pub(super) struct Table {
     metadata: ImageMetadata,
     /// The column whose values take the place of folders.
     label: Option<usize>,
@@ -51,7 +40,7 @@ impl Table {
     ///
     /// # Errors
     /// Those of [`ImageMetadata::read`] and [`ImageMetadata::column`].
-    pub(in super::super) fn read(path: &Path, parameters: &PrepareParameters) -> Result<Table> {
+    pub(super) fn read(path: &Path, parameters: &PrepareParameters) -> Result<Table> {
         let metadata = ImageMetadata::read(path, &parameters.file_name_column)?;
         let column = |name: &String| metadata.column(name);
         let label = parameters.label_column.as_ref().map(column).transpose()?;
@@ -66,18 +55,17 @@ impl Images {
     ///
     /// # Errors
     /// Those of [`scan`], [`tree`] and [`ImageMetadata`].
-    pub(super) fn find(from: Sources<'_>, parameters: &PrepareParameters) -> Result<Images> {
-        let Some(about) = from.image_metadata else {
-            let (files, ignored) = in_class_folders(from.image_folder)?;
+    pub(super) fn find(folder: &Path, table: Option<Table>) -> Result<Images> {
+        let Some(table) = table else {
+            let (files, ignored) = in_class_folders(folder)?;
             return Ok(Images { files, ignored, unnamed: 0, described: None });
         };
-        let table = Table::read(about, parameters)?;
         let find = if table.label.is_some() { in_any_folders } else { in_class_folders };
-        let (files, ignored) = find(from.image_folder)?;
+        let (files, ignored) = find(folder)?;
         let all = files.len();
-        let (mut files, rows): (Vec<_>, Vec<_>) = table.metadata.of(files)?.into_iter().unzip();
+        let (mut files, rows): (Vec<_>, Vec<_>) = table.metadata.select(files)?.into_iter().unzip();
         if files.is_empty() {
-            return Err(Error::data(format!("'{}' names no image: it has no row", about.display())));
+            return Err(Error::data(format!("{} names no image: it has no row", table.metadata.place(&[]))));
         }
         if let Some(label) = table.label {
             for (file, &row) in files.iter_mut().zip(&rows) {
@@ -109,16 +97,15 @@ impl Images {
             return Ok(());
         };
         let known = |file: &ImageFile| constants.folder_to_label.contains_key(&file.folder);
-        let unknown = || self.files.iter().zip(rows).filter(|(file, _)| !known(file)).map(|(_, &row)| row);
-        let Some(first) = unknown().min() else { return Ok(()) };
-        let others = match unknown().count() - 1 {
-            0 => String::new(),
-            1 => " and in one other row".to_owned(),
-            n => format!(" and in {n} other rows"),
-        };
+        let unknown = self.files.iter().zip(rows).filter(|(file, _)| !known(file)).map(|(_, &row)| row);
+        let mut unknown: Vec<usize> = unknown.collect();
+        unknown.sort_unstable();
+        if unknown.is_empty() {
+            return Ok(());
+        }
         Err(Error::config(format!(
-            "folder_to_label does not have the value of parameters.label_column in {}{others}: add it, or remove the rows",
-            metadata.place(first)
+            "folder_to_label does not have the value of parameters.label_column in {}: add it, or remove the row",
+            metadata.place(&unknown)
         )))
     }
 

@@ -15,8 +15,7 @@ use crate::imaging::standardise;
 use crate::registry::AssetKind;
 use crate::storage::sha256_file;
 use crate::telemetry::Progress;
-use images::Images;
-pub(super) use images::{Sources, Table};
+use images::{Images, Table};
 use rayon::prelude::*;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -27,13 +26,9 @@ const CHUNK: usize = 256;
 const SPLITS: [&str; 3] = ["train", "validation", "test"];
 
 pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> Result<Produced> {
-    let sources = Sources {
-        image_folder: context.path("image_folder")?,
-        text_constants: context.path("text_constants")?,
-        image_metadata: context.optional_path("image_metadata"),
-    };
-    let image_folder = sources.image_folder;
-    let (found, texts) = read(sources, parameters)?;
+    let (image_folder, constants) = (context.path("image_folder")?, context.path("text_constants")?);
+    let table = context.optional_path("image_metadata").map(|about| Table::read(about, parameters)).transpose()?;
+    let (found, texts) = read((image_folder, constants), table, parameters)?;
     found.warn();
     let mut kept = kept(&texts, parameters);
     let mut alike = first_alike(&contents(&found.files, &kept)?);
@@ -121,12 +116,15 @@ pub(super) fn run(context: &StepContext<'_>, parameters: &PrepareParameters) -> 
     Ok(produced)
 }
 
-/// What can be said of the sources without reading an image: that they belong together.
+/// What can be said of the inputs that are at a `path` without reading an image: that they belong together.
 ///
 /// # Errors
 /// Those of [`run`] that come before any image is read.
-pub(super) fn check(sources: Sources<'_>, parameters: &PrepareParameters) -> Result<()> {
-    let (found, texts) = read(sources, parameters)?;
+pub(super) fn check<'a>(path: impl Fn(&str) -> Option<&'a Path>, parameters: &PrepareParameters) -> Result<()> {
+    let table = path("image_metadata").map(|about| Table::read(about, parameters)).transpose();
+    let table = table.context(|| "input image_metadata")?;
+    let (Some(image_folder), Some(constants)) = (path("image_folder"), path("text_constants")) else { return Ok(()) };
+    let (found, texts) = read((image_folder, constants), table, parameters)?;
     match parameters.split.repeated {
         // which images are left is not known before they are read
         Repeated::Drop => Ok(()),
@@ -143,12 +141,16 @@ fn kept(texts: &[String], parameters: &PrepareParameters) -> Vec<usize> {
 }
 
 /// The images, and the text of each.
-fn read(sources: Sources<'_>, parameters: &PrepareParameters) -> Result<(Images, Vec<String>)> {
-    let constants = TextConstants::read(sources.text_constants)?;
-    let found = Images::find(sources, parameters)?;
+fn read(
+    (image_folder, constants_file): (&Path, &Path),
+    table: Option<Table>,
+    parameters: &PrepareParameters,
+) -> Result<(Images, Vec<String>)> {
+    let constants = TextConstants::read(constants_file)?;
+    let found = Images::find(image_folder, table)?;
     let text = |image: &ImageFile| constants.text(&image.folder, &parameters.text_template);
     let texts = found.check_labels(&constants).and_then(|()| found.files.iter().map(text).collect());
-    Ok((found, texts.context(|| format!("'{}'", sources.text_constants.display()))?))
+    Ok((found, texts.context(|| format!("'{}'", constants_file.display()))?))
 }
 
 /// What tells each kept file from those with another content: its size, which most files have for themselves, and where others
