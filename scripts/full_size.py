@@ -51,7 +51,7 @@ def rows(name, count):
         yield f"{name}{n}", file.getvalue(), row
 
 
-def write_inputs(folder):
+def write_inputs(folder, device):
     for name, count in (("train", 4), ("eval", 3)):
         found = list(rows(name, count))
         write_tsv(folder / f"{name}_images.tsv", [(key, jpeg) for key, jpeg, _ in found])
@@ -67,7 +67,7 @@ def write_inputs(folder):
         "label_file": "labels.txt",
         "conf_files": "train.yaml",
     }
-    job = {"version": 1, "kind": "Finetune", "name": "full", "store": "store", "compute": {"device": "cpu"}}
+    job = {"version": 1, "kind": "Finetune", "name": "full", "store": "store", "compute": {"device": device}}
     job |= {"inputs": inputs, "parameters": {"precision": "bf16", "keep_checkpoints": 1}}
     (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
 
@@ -104,12 +104,13 @@ def main():
     parser.add_argument("--medtune", required=True)
     parser.add_argument("--folder", type=Path, default=ROOT / "full-size")
     parser.add_argument("--limit", type=float, default=20.0, help="most memory, 10^9 bytes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     folder = options.folder.resolve()
     require(not folder.exists(), f"{folder} is there already: remove it, or give another --folder")
     (folder / "tmp").mkdir(parents=True)
     try:
-        write_inputs(folder)
+        write_inputs(folder, options.device)
         print("initialise")
         made = Run(options.medtune, folder, "model", "init", "--name", "base", "--config", SIZES, "--label-texts", folder / "labels.txt")
         require(made.status == 0, f"model init ended with {made.status}")

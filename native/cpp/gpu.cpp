@@ -2,6 +2,7 @@
 // Neither library is linked, nor are their headers needed: what is taken of them has had the same form since CUDA 11.
 #include "guarded.h"
 #include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dlfcn.h>
@@ -97,10 +98,11 @@ std::string compile(const std::string &source, const std::vector<std::string> &o
     return out;
 }
 
-// The kernels for windows of `window` x `window` tokens and `head` channels a head, on one device.
+// The kernels for windows of `window` x `window` tokens, `head` channels a head and `group` channels a group, on one device.
 struct Program {
-    int64_t window, head;
+    int64_t window, head, group;
     Handle context = nullptr, depthwise = nullptr, depthwise_of_sum = nullptr, layer_norm = nullptr, window_attention = nullptr;
+    Handle channel_products = nullptr, channel_weights = nullptr, channel_mix = nullptr;
 
     // The context of the device that libtorch uses is current while this lives.
     struct Current {
@@ -111,7 +113,7 @@ struct Program {
         }
     };
 
-    Program(int index, int64_t window, int64_t head, const std::string &source) : window(window), head(head) {
+    Program(int index, int64_t window, int64_t head, int64_t group, const std::string &source) : window(window), head(head), group(group) {
         auto &cuda = driver();
         int device = 0, major = 0, minor = 0;
         cuda.check(cuda.device(&device, index), "cuDeviceGet");
@@ -119,16 +121,20 @@ struct Program {
         cuda.check(cuda.attribute(&minor, COMPUTE_CAPABILITY_MINOR, device), "cuDeviceGetAttribute");
         TORCH_CHECK(major >= 8, "a GPU of compute capability ", major, ".", minor, " has no products in bf16");
         auto code = compile(source, {"--gpu-architecture=sm_" + std::to_string(10 * major + minor), "--std=c++17",
-                                     "-DWINDOW=" + std::to_string(window), "-DHEAD=" + std::to_string(head)});
+                                     "-DWINDOW=" + std::to_string(window), "-DHEAD=" + std::to_string(head), "-DGROUP=" + std::to_string(group)});
         // for the life of the process, as libtorch keeps it
         cuda.check(cuda.retain(&context, device), "cuDevicePrimaryCtxRetain");
         Current current(context);
         Handle module = nullptr;
         cuda.check(cuda.load(&module, code.data()), "cuModuleLoadData");
-        cuda.check(cuda.function(&depthwise, module, "depthwise"), "depthwise");
-        cuda.check(cuda.function(&depthwise_of_sum, module, "depthwise_of_sum"), "depthwise_of_sum");
-        cuda.check(cuda.function(&layer_norm, module, "layer_norm"), "layer_norm");
-        cuda.check(cuda.function(&window_attention, module, "window_attention"), "window_attention");
+        auto kernel = [&](const char *name, Handle &out) { cuda.check(cuda.function(&out, module, name), name); };
+        kernel("depthwise", depthwise);
+        kernel("depthwise_of_sum", depthwise_of_sum);
+        kernel("layer_norm", layer_norm);
+        kernel("window_attention", window_attention);
+        kernel("channel_products", channel_products);
+        kernel("channel_weights", channel_weights);
+        kernel("channel_mix", channel_mix);
     }
 
     // `arguments` are of the types that the kernel has. The stream is the default one, in which all of this program computes.
@@ -159,14 +165,15 @@ int number(int64_t value) {
 extern "C" {
 
 // The kernels for a device, compiled once a process. Kept for ever.
-char *mt_gpu_program(int device, int64_t window, int64_t head, const char *source, size_t length, const void **out) {
+char *mt_gpu_program(int device, int64_t window, int64_t head, int64_t group, const char *source, size_t length, const void **out) {
     return guarded([&] {
-        TORCH_CHECK(window > 0 && window <= 12 && (head == 32 || head == 64), "there are kernels for windows of up to 12 x 12 tokens with heads of 32 or 64 channels, not of ", window, " x ", window, " with ", head);
+        TORCH_CHECK(window > 0 && window <= 12, "there are kernels for windows of up to 12 x 12 tokens, not of ", window, " x ", window);
+        for (auto width : {head, group}) TORCH_CHECK(width == 32 || width == 64, "there are kernels for heads and groups of 32 or 64 channels, not of ", width);
         static std::mutex lock;
-        static std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Program>> programs;
+        static std::map<std::tuple<int, int64_t, int64_t, int64_t>, std::unique_ptr<Program>> programs;
         std::lock_guard<std::mutex> guard(lock);
-        auto &program = programs[{device, window, head}];
-        if (!program) program = std::make_unique<Program>(device, window, head, std::string(source, length));
+        auto &program = programs[{device, window, head, group}];
+        if (!program) program = std::make_unique<Program>(device, window, head, group, std::string(source, length));
         *out = program.get();
     });
 }
@@ -194,6 +201,7 @@ char *mt_gpu_depthwise(const void *program, const Tensor *x, const Tensor *y, co
     return guarded([&] {
         TORCH_CHECK(x->dim() == 4 && x->size(3) % 2 == 0, "depthwise convolution of ", x->sizes());
         auto b = x->size(0), h = x->size(1), w = x->size(2), c = x->size(3);
+        number(h * w * c); // the kernel counts places of an image in 32 bits
         check_input(*x, at::kBFloat16, x->sizes(), "the input");
         if (y) check_input(*y, at::kBFloat16, x->sizes(), "what is added");
         check_input(*weight, at::kFloat, {9, c}, "the weight");
@@ -230,13 +238,55 @@ char *mt_gpu_window_attention(const void *program, const Tensor *qkv, const Tens
     });
 }
 
-// Bytes [shape] to a device, by way of memory that it reads by itself: the copy goes on while this thread does. The bytes may be
-// thrown away at once.
-char *mt_gpu_upload(int device, const uint8_t *bytes, const int64_t *shape, size_t dims, Tensor **out) {
+// Attention over the channels of each group, scaled by the number of tokens: qkv [B, H, W, 3C] in bfloat16, where q, k and v are each
+// [C / group, group], to [B, H, W, C].
+char *mt_gpu_channel_attention(const void *program, const Tensor *qkv, Tensor **out) {
     return guarded([&] {
+        auto &kernels = *static_cast<const Program *>(program);
+        TORCH_CHECK(qkv->dim() == 4 && qkv->size(3) % (3 * kernels.group) == 0, "channel attention of ", qkv->sizes());
+        auto b = qkv->size(0), h = qkv->size(1), w = qkv->size(2), c = qkv->size(3) / 3, tokens = h * w, groups = c / kernels.group;
+        check_input(*qkv, at::kBFloat16, qkv->sizes(), "the input");
+        // the tokens of a block depend on the image alone: its sums are the same in every batch
+        auto share = 32 * parts(parts(tokens, parts(tokens, 512)), 32), blocks = parts(tokens, share);
+        auto products = at::empty({b, groups, blocks, kernels.group, kernels.group}, qkv->options().dtype(at::kFloat));
+        auto weights = at::empty({b, groups, kernels.group, kernels.group}, qkv->options());
+        auto y = at::empty({b, h, w, c}, qkv->options());
+        // a block has four groups, as in kernels.cu
+        std::array<int64_t, 3> grid{parts(groups, 4), blocks, b};
+        kernels.launch(kernels.channel_products, "channel_products", grid, 128, qkv->const_data_ptr(), products.mutable_data_ptr(), number(tokens), number(groups), number(share));
+        auto scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(tokens)));
+        kernels.launch(kernels.channel_weights, "channel_weights", {groups, b, 1}, 128, products.const_data_ptr(), weights.mutable_data_ptr(), number(blocks), scale);
+        kernels.launch(kernels.channel_mix, "channel_mix", grid, 128, qkv->const_data_ptr(), weights.const_data_ptr(), y.mutable_data_ptr(), number(tokens), number(groups), number(share));
+        *out = new Tensor(y);
+    });
+}
+
+// Bytes [shape] to a device, by way of memory that it reads by itself: the copy goes on while this thread does, and while the device
+// computes what it was asked for before. The bytes may be thrown away at once.
+char *mt_gpu_upload(int index, const uint8_t *bytes, const int64_t *shape, size_t dims, Tensor **out) {
+    return guarded([&] {
+        const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
         auto pinned = at::empty(at::IntArrayRef(shape, dims), at::TensorOptions(at::kByte).pinned_memory(true));
         memcpy(pinned.mutable_data_ptr(), bytes, pinned.nbytes());
-        *out = new Tensor(pinned.to(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)), at::kByte, /*non_blocking=*/true));
+        const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+        const auto computing = cuda.getStream(device);
+        Tensor there;
+        {
+            // one stream a device: the memory of a stream is not used by others
+            static std::mutex lock;
+            static std::map<int, c10::Stream> streams;
+            std::lock_guard<std::mutex> held(lock);
+            auto found = streams.find(index);
+            if (found == streams.end()) found = streams.emplace(index, cuda.getStreamFromGlobalPool(device)).first;
+            const c10::StreamGuard guard(found->second);
+            there = pinned.to(device, at::kByte, /*non_blocking=*/true);
+            c10::Event copied(at::kCUDA);
+            copied.record(found->second);
+            copied.block(computing);
+        }
+        // it must not be given away before what computes with it has been done
+        there.record_stream(computing);
+        *out = new Tensor(there);
     });
 }
 

@@ -2,7 +2,8 @@
 //! and tensors to it and back.
 //!
 //! Guarantees: each equals the plain operations that it stands for up to rounding; sums are taken in f32. Nothing here has
-//! gradients. Work goes to the device's default stream, where libtorch's does, so that all of it is in order.
+//! gradients. Work goes to the device's default stream, where libtorch's does, so that all of it is in order; bytes go to the device
+//! beside it, and what computes with them waits.
 
 use super::ops::{raw, result};
 use std::ffi::{c_char, c_int, c_void};
@@ -13,6 +14,7 @@ unsafe extern "C" {
         device: c_int,
         window: i64,
         head: i64,
+        group: i64,
         source: *const u8,
         length: usize,
         out: *mut *const c_void,
@@ -39,6 +41,7 @@ unsafe extern "C" {
         bias: *const c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    fn mt_gpu_channel_attention(program: *const c_void, qkv: *const c_void, out: *mut *mut c_void) -> *mut c_char;
     fn mt_gpu_download(tensor: *const c_void, out: *mut *mut c_void, event: *mut *mut c_void) -> *mut c_char;
     fn mt_gpu_wait(event: *mut c_void) -> *mut c_char;
     fn mt_gpu_upload(
@@ -53,7 +56,7 @@ unsafe extern "C" {
 /// What NVRTC compiles.
 static SOURCE: &str = include_str!("../cpp/kernels.cu");
 
-/// The kernels for one size of windows and heads, on one GPU.
+/// The kernels for one size of windows, heads and groups, on one GPU.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuKernels {
     /// Lives as long as the process.
@@ -67,16 +70,19 @@ impl GpuKernels {
     /// The most channels that [`GpuKernels::layer_norm`] takes.
     pub const MOST_CHANNELS: i64 = 2048;
 
-    /// Compiles the kernels for windows of `window` x `window` tokens and `head` channels a head, unless this process has them.
+    /// Compiles the kernels for windows of `window` x `window` tokens, `head` channels a head and `group` channels a group, unless this
+    /// process has them.
     ///
     /// # Errors
     /// A text: there are none for these sizes or this GPU, or NVRTC is not beside libtorch.
-    pub fn new(device: Device, window: i64, head: i64) -> Result<GpuKernels, String> {
+    pub fn new(device: Device, window: i64, head: i64, group: i64) -> Result<GpuKernels, String> {
         let Device::Cuda(index) = device else { return Err(format!("{device:?} is no GPU")) };
         let index = c_int::try_from(index).map_err(|e| e.to_string())?;
         let mut program = std::ptr::null();
         // SAFETY: the source and `program` outlive the call.
-        crate::check(unsafe { mt_gpu_program(index, window, head, SOURCE.as_ptr(), SOURCE.len(), &mut program) })?;
+        crate::check(unsafe {
+            mt_gpu_program(index, window, head, group, SOURCE.as_ptr(), SOURCE.len(), &mut program)
+        })?;
         Ok(GpuKernels { program })
     }
 
@@ -107,6 +113,16 @@ impl GpuKernels {
     pub fn window_attention(&self, qkv: &Tensor, bias: &Tensor) -> Result<Tensor, String> {
         // SAFETY: as above.
         result(|out| unsafe { mt_gpu_window_attention(self.program, raw(qkv), raw(bias), out) })
+    }
+
+    /// Attention over the channels of each group, scaled by the number of tokens: qkv [B, H, W, 3C], where q, k and v are each
+    /// `[groups, group]`, to [B, H, W, C].
+    ///
+    /// # Errors
+    /// As [`GpuKernels::layer_norm`].
+    pub fn channel_attention(&self, qkv: &Tensor) -> Result<Tensor, String> {
+        // SAFETY: as above.
+        result(|out| unsafe { mt_gpu_channel_attention(self.program, raw(qkv), out) })
     }
 }
 

@@ -119,11 +119,11 @@ impl LayerNorm {
 /// A convolution on [B, C, H, W].
 #[derive(Debug)]
 pub struct Conv2d {
-    weight: Tensor,
-    bias: Tensor,
-    stride: i64,
-    padding: i64,
-    groups: i64,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) stride: i64,
+    pub(super) padding: i64,
+    pub(super) groups: i64,
 }
 
 impl Shared for Conv2d {

@@ -12,6 +12,7 @@ pub mod init;
 pub mod layers;
 pub mod onnx;
 pub mod params;
+mod patches;
 mod state_dict;
 pub mod text;
 pub mod tokenizer;

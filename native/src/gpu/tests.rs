@@ -35,7 +35,7 @@ fn check(found: Result<Tensor, String>, expected: &Tensor, what: &str) {
 #[ignore = "needs a GPU"]
 fn norms_and_convolutions_equal_their_definitions() {
     assert!(crate::load_cuda());
-    let kernels = GpuKernels::new(GPU, 12, 32).unwrap();
+    let kernels = GpuKernels::new(GPU, 12, 32, 32).unwrap();
     for (b, h, w, c) in [(2, 24, 24, 64), (3, 30, 17, 96), (1, 1, 1, 8), (2, 9, 70, 2048), (1, 5, 31, 520)] {
         let (x, y) = (random(&[b, h, w, c]), random(&[b, h, w, c]));
         let (weight, bias) = (random(&[9, c]), random(&[c]));
@@ -76,8 +76,12 @@ fn window_attention_equals_the_cpu() {
         (2, 15, 9, 128, 7, 64),
         (2, 5, 3, 64, 4, 32),
         (1, 3, 2, 64, 1, 64),
+        // windows that have a row, a column, all but one token
+        (2, 13, 25, 64, 12, 32),
+        (2, 11, 12, 64, 12, 32),
+        (1, 1, 3, 32, 2, 32),
     ] {
-        let kernels = GpuKernels::new(GPU, size, head).unwrap();
+        let kernels = GpuKernels::new(GPU, size, head, 32).unwrap();
         let (qkv, bias) = (random(&[b, h, w, 3 * c]) * 1.5, random(&[3 * c]));
         let (qkv, bias) = (qkv.to_kind(Kind::BFloat16), bias.to_kind(Kind::BFloat16));
         let on_cpu =
@@ -87,6 +91,25 @@ fn window_attention_equals_the_cpu() {
             &on_cpu.to_kind(Kind::Double),
             "window_attention",
         );
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn channel_attention_equals_the_cpu() {
+    assert!(crate::load_cuda());
+    // fewer tokens than a warp takes at once, more than a block's, groups that are not whole blocks
+    for (b, h, w, c, group) in
+        [(2, 24, 24, 64, 32), (3, 30, 17, 96, 32), (2, 15, 9, 192, 64), (40, 1, 1, 64, 32), (2, 60, 40, 128, 64)]
+    {
+        let kernels = GpuKernels::new(GPU, 12, 32, group).unwrap();
+        let qkv = (random(&[b, h, w, 3 * c]) * 1.5).to_kind(Kind::BFloat16);
+        let on_cpu = crate::channel_attention(&qkv.to_kind(Kind::Float).view([b, h * w, 3 * c]), c / group).unwrap();
+        let found = kernels.channel_attention(&qkv.to_device(GPU));
+        check(found, &on_cpu.to_kind(Kind::Double).view([b, h, w, c]), "channel_attention");
+        let alone = kernels.channel_attention(&qkv.narrow(0, b - 1, 1).to_device(GPU)).unwrap();
+        let together = kernels.channel_attention(&qkv.to_device(GPU)).unwrap();
+        assert!(alone.equal(&together.narrow(0, b - 1, 1)), "an image depends on its batch");
     }
 }
 
@@ -107,7 +130,7 @@ fn what_is_sent_there_and_back_is_the_same() {
 
 #[test]
 fn what_is_no_gpu_is_refused() {
-    assert!(GpuKernels::new(Device::Cpu, 12, 32).unwrap_err().contains("no GPU"));
+    assert!(GpuKernels::new(Device::Cpu, 12, 32, 32).unwrap_err().contains("no GPU"));
     assert!(Download::begin(&random(&[2])).unwrap_err().contains("no GPU"));
     assert!(upload(Device::Cpu, &[1], &[1]).unwrap_err().contains("no GPU"));
 }
