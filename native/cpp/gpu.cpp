@@ -141,7 +141,7 @@ struct Program {
     template <typename... Arguments>
     void launch(Handle kernel, const char *name, std::array<int64_t, 3> grid, int64_t threads, Arguments... arguments) const {
         for (auto blocks : grid) TORCH_CHECK(blocks > 0 && blocks < (int64_t(1) << 31), name, " of ", blocks, " blocks");
-        TORCH_CHECK(grid[1] < 65536 && grid[2] < 65536, name, ": the batch is too large");
+        TORCH_CHECK(grid[1] < 65536 && grid[2] < 65536, name, ": the batch or the image is too large");
         void *list[] = {static_cast<void *>(&arguments)...};
         Current current(context);
         auto size = [](int64_t n) { return static_cast<unsigned>(n); };
@@ -168,7 +168,9 @@ extern "C" {
 char *mt_gpu_program(int device, int64_t window, int64_t head, int64_t group, const char *source, size_t length, const void **out) {
     return guarded([&] {
         TORCH_CHECK(window > 0 && window <= 12, "there are kernels for windows of up to 12 x 12 tokens, not of ", window, " x ", window);
-        for (auto width : {head, group}) TORCH_CHECK(width == 32 || width == 64, "there are kernels for heads and groups of 32 or 64 channels, not of ", width);
+        auto check = [](const char *what, int64_t width) { TORCH_CHECK(width == 32 || width == 64, "there are kernels for ", what, " of 32 or 64 channels, not for ", what, " of ", width); };
+        check("heads", head);
+        check("groups", group);
         static std::mutex lock;
         static std::map<std::tuple<int, int64_t, int64_t, int64_t>, std::unique_ptr<Program>> programs;
         std::lock_guard<std::mutex> guard(lock);
@@ -201,7 +203,7 @@ char *mt_gpu_depthwise(const void *program, const Tensor *x, const Tensor *y, co
     return guarded([&] {
         TORCH_CHECK(x->dim() == 4 && x->size(3) % 2 == 0, "depthwise convolution of ", x->sizes());
         auto b = x->size(0), h = x->size(1), w = x->size(2), c = x->size(3);
-        number(h * w * c); // the kernel counts places of an image in 32 bits
+        number(h * w * (c / 2)); // the kernel counts an image's pairs of channels in 32 bits
         check_input(*x, at::kBFloat16, x->sizes(), "the input");
         if (y) check_input(*y, at::kBFloat16, x->sizes(), "what is added");
         check_input(*weight, at::kFloat, {9, c}, "the weight");

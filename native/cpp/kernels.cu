@@ -1,6 +1,6 @@
 // The image tower's kernels for inference in bfloat16 on a GPU. NVRTC compiles them when the program runs, for the GPU that is there
-// and for a model's sizes: WINDOW is the tokens of a window's side, HEAD the channels of a head and GROUP those of a group, multiples of
-// 32. No header is needed.
+// and for a model's sizes: WINDOW is the tokens of a window's side, HEAD the channels of a head and GROUP those of a group, each 32 or
+// 64. No header is needed.
 // Grids of tokens are [B, H, W, C]. Sums are taken in f32.
 
 typedef unsigned short u16; // a bfloat16
@@ -308,11 +308,11 @@ window_attention(const u16 *qkv, const u16 *bias, u16 *out, int height, int widt
     window.reciprocal = (65535 + window.columns) / window.columns;
 
     // as many as are multiplied: whole portions
-    int most = (window.inside / (16 * PORTION) + 1) * 16 * PORTION;
+    int loaded = (window.inside / (16 * PORTION) + 1) * 16 * PORTION;
 #pragma unroll
     for (int i = threadIdx.x; i < PADDED * HEAD / 8; i += 32 * WARPS) {
         int token = i / (HEAD / 8), part = i % (HEAD / 8) * 8;
-        if (token >= most) break;
+        if (token >= loaded) break;
         const u16 *from = window.row(token) + part + window.channels;
         *(uint4 *)(keys + token * STRIDE + part) = *(const uint4 *)from;
         *(uint4 *)(values + token * STRIDE + part) = *(const uint4 *)(from + window.channels);

@@ -68,7 +68,7 @@ impl FixedLinear {
         self.run(x, false, None)
     }
 
-    /// GELU of [`FixedLinear::forward`].
+    /// GELU of [`FixedLinear::forward`]; in bfloat16 on a GPU by its approximation with tanh, of a sum that is not rounded before.
     ///
     /// # Errors
     /// As [`FixedLinear::forward`].

@@ -102,7 +102,10 @@ fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
 
 /// What the intervals come from.
 fn sampled(report: &MethodReport) -> Option<String> {
-    let intervals = report.intervals.as_ref()?;
+    let Some(intervals) = &report.intervals else {
+        let group = report.grouped_by.as_deref()?;
+        return Some(format!("intervals: rows with the same value of {} count together", one_line(group)));
+    };
     let group = intervals.group.as_deref().map(|name| format!("values of {}", one_line(name)));
     Some(format!(
         "intervals: {} samples of {} {}",

@@ -117,6 +117,9 @@ pub struct MethodReport {
     pub calibration: Calibration,
     /// Confidence intervals; `None` if none were asked for.
     pub intervals: Option<Intervals>,
+    /// What groups the rows in all intervals, those of shares too; `None`: they count as independent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grouped_by: Option<String>,
     /// Thresholds that reach a wanted sensitivity or specificity; empty without validation data.
     pub operating_points: Vec<OperatingPoint>,
     /// The figures of parts of the dataset, one table a column.
@@ -165,12 +168,13 @@ pub fn evaluate_method(
         ThresholdReport { thresholds, macro_average: macro_average(&tallies), micro_average: micro_average(&tallies) }
     });
     let chosen = thresholded.as_ref().map(|t| t.thresholds.as_slice());
-    let groups = extras.bootstrap.and_then(|bootstrap| bootstrap.groups).map(|(_, ids)| ids);
+    let (group, groups) = extras.bootstrap.and_then(|bootstrap| bootstrap.groups).unzip();
     Ok(MethodReport {
         method,
         n: test.rows(),
         calibration: calibration(&test),
         intervals: extras.bootstrap.and_then(|bootstrap| intervals(&test, chosen, bootstrap)),
+        grouped_by: group.map(str::to_owned),
         operating_points: validation
             .map_or_else(Vec::new, |v| operating_points(extras.goals, &v, (&test, groups), labels)),
         subgroups: extras.columns.iter().map(|column| subgroups(&test, groups, column)).collect::<Result<_>>()?,

@@ -102,6 +102,25 @@ fn texts_name_every_class_and_absent_ones() {
 }
 
 #[test]
+fn groups_are_named_without_samples_too() {
+    let scores = Scores::new(vec![0.9, 0.1, 0.2, 0.8, 0.7, 0.3], 2).unwrap();
+    let data = Labelled::new(&scores, &[0, 1, 1]).unwrap();
+    let bootstrap = Bootstrap { resamples: 0, seed: 0, groups: Some(("patient|id", &[0, 0, 1])) };
+    let labels = ["one".to_owned(), "two".to_owned()];
+    let report = |bootstrap| {
+        evaluate_method(Method::Adapter, None, data, &labels, Extras { bootstrap, ..Extras::default() }).unwrap()
+    };
+    let grouped = report(Some(bootstrap));
+    assert_eq!((&grouped.intervals, grouped.grouped_by.as_deref()), (&None, Some("patient|id")));
+    let line = "rows with the same value of patient|id count together";
+    assert!(render_text(std::slice::from_ref(&grouped), &[]).contains(line));
+    assert!(render_markdown(&[grouped], &[]).contains(&line.replace('|', "\\|")));
+    let json = serde_json::to_value(report(None)).unwrap();
+    assert_eq!(json.get("grouped_by"), None);
+    assert!(!render_text(&[report(None)], &[]).contains("intervals"));
+}
+
+#[test]
 fn labels_must_fit() {
     let scores = Scores::new(vec![0.5, 0.5], 2).unwrap();
     let data = Labelled::new(&scores, &[0]).unwrap();

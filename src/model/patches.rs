@@ -12,6 +12,8 @@ use tch::{Kind, TchError, Tensor};
 const TOGETHER: i64 = 4;
 /// Values of a row must be whole 16 bytes, or the product is a slow one.
 const ROW: i64 = 8;
+/// From so many channels on, libraries have convolutions that are fast.
+const MANY_CHANNELS: i64 = 8;
 
 /// A convolution of whole patches in bfloat16: the rows under its kernel, one after the other, times its weight.
 #[derive(Debug)]
@@ -32,7 +34,7 @@ impl Patches {
     /// [`crate::ErrorKind::Engine`].
     pub(crate) fn of(conv: &Conv2d) -> Result<Option<Patches>> {
         let (out, channels, kernel, _) = conv.weight.size4().map_err(engine)?;
-        if channels >= ROW || channels * conv.stride % TOGETHER != 0 || conv.groups != 1 {
+        if channels >= MANY_CHANNELS || channels * conv.stride % TOGETHER != 0 || conv.groups != 1 {
             return Ok(None);
         }
         let row = (kernel * channels + ROW - 1) / ROW * ROW;
@@ -50,6 +52,10 @@ impl Patches {
     pub(crate) fn forward(&self, grid: &Tensor) -> TchResult<Tensor> {
         let &Patches { channels, kernel, stride, padding, row, .. } = self;
         let (b, h, w, _) = grid.size4()?;
+        if h.min(w) + 2 * padding < kernel {
+            let text = format!("an image of {h} x {w} pixels is smaller than a patch of {kernel} x {kernel}");
+            return Err(TchError::Torch(text));
+        }
         let steps = |side: i64| (side + 2 * padding - kernel) / stride + 1;
         let (down, across) = (steps(h), steps(w));
         // with room for the last row's values that count as 0
@@ -61,9 +67,9 @@ impl Patches {
         let line = width * channels / TOGETHER;
         let lines = around.f_view([b, h + 2 * padding, width * channels])?.f_view_dtype(Kind::Int64)?;
         let size = [b, down, across, kernel, row / TOGETHER];
-        let places = [(h + 2 * padding) * line, stride * line, stride * channels / TOGETHER, line, 1];
+        let strides = [(h + 2 * padding) * line, stride * line, stride * channels / TOGETHER, line, 1];
         let patches =
-            lines.f_as_strided(size, places, None)?.f_reshape([b * down * across, kernel * row / TOGETHER])?;
+            lines.f_as_strided(size, strides, None)?.f_reshape([b * down * across, kernel * row / TOGETHER])?;
         let product = self.linear.forward(&patches.f_view_dtype(Kind::BFloat16)?).map_err(TchError::Torch)?;
         product.f_view([b, down, across, -1])
     }
@@ -100,6 +106,15 @@ mod tests {
                 let distance = (&found - &expected).norm() / expected.norm();
                 assert!(distance.double_value(&[]) < 3e-3, "{channels} channels, {height} x {width}: {distance}");
             }
+        }
+    }
+
+    #[test]
+    fn an_image_smaller_than_a_patch_is_refused() {
+        let patches = Patches::of(&conv(8, 4, 4, (4, 0))).unwrap().unwrap();
+        for (height, width) in [(8, 3), (1, 8)] {
+            let error = patches.forward(&Tensor::zeros([1, height, width, 4], F32)).unwrap_err().to_string();
+            assert!(error.contains(&format!("{height} x {width}")), "{error}");
         }
     }
 

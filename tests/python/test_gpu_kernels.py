@@ -38,7 +38,7 @@ def compiled(nvrtc, *options):
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90", "sm_100"])
-@pytest.mark.parametrize(("window", "head", "group"), [(12, 32, 32), (12, 64, 64), (7, 32, 32)])
+@pytest.mark.parametrize(("window", "head", "group"), [(12, 32, 32), (12, 64, 64), (7, 32, 32), (10, 64, 32), (4, 32, 64)])
 def test_kernels_compile(nvrtc, architecture, window, head, group):
     sizes = [f"-DWINDOW={window}", f"-DHEAD={head}", f"-DGROUP={group}"]
     options = [f"--gpu-architecture={architecture}", *sizes, "--std=c++17", "--ptxas-options=-v"]

@@ -76,10 +76,13 @@ fn window_attention_equals_the_cpu() {
         (2, 15, 9, 128, 7, 64),
         (2, 5, 3, 64, 4, 32),
         (1, 3, 2, 64, 1, 64),
-        // windows that have a row, a column, all but one token
+        // windows of one row or column of the grid, of all but one, and of as many tokens as are multiplied at once
         (2, 13, 25, 64, 12, 32),
         (2, 11, 12, 64, 12, 32),
         (1, 1, 3, 32, 2, 32),
+        (2, 20, 28, 64, 12, 32),
+        (1, 8, 12, 128, 12, 64),
+        (1, 13, 11, 64, 10, 32),
     ] {
         let kernels = GpuKernels::new(GPU, size, head, 32).unwrap();
         let (qkv, bias) = (random(&[b, h, w, 3 * c]) * 1.5, random(&[3 * c]));
@@ -100,7 +103,7 @@ fn channel_attention_equals_the_cpu() {
     assert!(crate::load_cuda());
     // fewer tokens than a warp takes at once, more than a block's, groups that are not whole blocks
     for (b, h, w, c, group) in
-        [(2, 24, 24, 64, 32), (3, 30, 17, 96, 32), (2, 15, 9, 192, 64), (40, 1, 1, 64, 32), (2, 60, 40, 128, 64)]
+        [(2, 24, 24, 64, 32), (3, 30, 17, 192, 32), (2, 15, 9, 192, 64), (40, 1, 1, 64, 32), (2, 60, 40, 320, 64)]
     {
         let kernels = GpuKernels::new(GPU, 12, 32, group).unwrap();
         let qkv = (random(&[b, h, w, 3 * c]) * 1.5).to_kind(Kind::BFloat16);
@@ -126,6 +129,36 @@ fn what_is_sent_there_and_back_is_the_same() {
     assert!(one.wait().unwrap().equal(&expected));
     assert!(two.wait().unwrap().equal(&(expected + 1)));
     assert!(upload(GPU, &bytes, &[10, 200, 4]).is_err());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn bytes_stay_until_they_have_been_used() {
+    assert!(crate::load_cuda());
+    let side = 2048;
+    let bytes = |n: u8| vec![n; side * side];
+    let busy = Tensor::randn([8192, 8192], (Kind::BFloat16, GPU));
+    let sums: Vec<Tensor> = (1..=20)
+        .map(|n| {
+            let there = upload(GPU, &bytes(n), &[side as i64, side as i64]).unwrap();
+            // the device is behind: what is dropped here has yet to be read
+            let _product = busy.matmul(&busy);
+            there.sum(Kind::Int64)
+        })
+        .collect();
+    for (n, sum) in (1..).zip(sums) {
+        assert_eq!(sum.int64_value(&[]), n * (side * side) as i64);
+    }
+}
+
+#[test]
+fn sizes_without_kernels_are_refused() {
+    for (window, head, group, named) in
+        [(13, 32, 32, "13 x 13"), (0, 32, 32, "0 x 0"), (12, 48, 32, "heads of 48"), (12, 32, 16, "groups of 16")]
+    {
+        let error = GpuKernels::new(GPU, window, head, group).unwrap_err();
+        assert!(error.contains(named), "{error}");
+    }
 }
 
 #[test]

@@ -56,7 +56,10 @@ pub(super) fn section(name: &str, report: &MethodReport, curves: &[ClassCurves])
 /// How the intervals came about.
 fn drawn(report: &MethodReport) -> String {
     let (Some(intervals), Some(samples)) = (&report.intervals, samples(report)) else {
-        return " No bootstrap intervals were asked for.".to_owned();
+        let together =
+            |group: &String| format!(" In intervals of shares, rows of one group by {} count together.", escape(group));
+        let together = report.grouped_by.as_ref().map_or_else(String::new, together);
+        return format!(" No bootstrap intervals were asked for.{together}");
     };
     format!(" Small figures in the table of classes are {} intervals from {samples}.", percent(intervals.level))
 }

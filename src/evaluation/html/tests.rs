@@ -111,6 +111,7 @@ fn bare(method: Method, labels: &[String]) -> MethodReport {
         absent_classes: labels.to_vec(),
         calibration: Calibration { ece: 0.0, mce: 0.0, brier: 0.0, log_loss: 0.0, bins: Vec::new() },
         intervals: None,
+        grouped_by: None,
         operating_points: Vec::new(),
         subgroups: Vec::new(),
     }
@@ -227,6 +228,7 @@ fn entities(text: &str, style: bool) {
 fn everything_is_on_the_page() {
     let mut input = Evaluation::full(&labels(5));
     input.document.methods.push(bare(Method::Knn { k: 7 }, &input.document.labels));
+    input.document.methods[1].grouped_by = Some("patient".to_owned());
     let (page, plots) = input.render();
     for part in [
         "<html lang=\"en\">",
@@ -238,6 +240,7 @@ fn everything_is_on_the_page() {
         "\u{2212}0.125\u{a0}to\u{a0}0.750",
         "95\u{a0}% intervals from 1000 bootstrap samples of 31 groups by patient",
         "kNN (k 7)",
+        "No bootstrap intervals were asked for. In intervals of shares, rows of one group by patient count together.",
         "sensitivity \u{2265}\u{a0}0.900",
         "0.300\u{a0}to\u{a0}0.700, 12\u{a0}rows",
         "Subgroups by <span>sex &amp; age</span>",

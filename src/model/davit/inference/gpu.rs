@@ -156,6 +156,20 @@ mod tests {
     }
 
     #[test]
+    fn sizes_without_kernels_are_named() {
+        let refused = |change: fn(&mut ImageEncoderConfig), named: &str| {
+            let mut image = config().image;
+            change(&mut image);
+            let error = kernels(&image, Device::Cuda(0)).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        };
+        refused(|image| image.patch_prenorm[0] = true, "norm of pixels");
+        refused(|image| image.dim_embed[0] = 4096, "4096");
+        refused(|image| image.num_heads[0] = 2, "heads of 16");
+        refused(|image| image.num_groups[0] = 2, "groups of 16");
+    }
+
+    #[test]
     #[ignore = "needs a GPU"]
     fn equals_the_encoder_that_trains() {
         assert!(medtune_native::load_cuda());
