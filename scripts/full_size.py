@@ -67,7 +67,7 @@ def write_inputs(folder, device):
         "label_file": "labels.txt",
         "conf_files": "train.yaml",
     }
-    job = {"version": 1, "kind": "Finetune", "name": "full", "store": "store", "compute": {"device": device, "processes": 1}}
+    job = {"version": 1, "kind": "Finetune", "name": "full", "store": "store", "compute": {"device": device}}
     job |= {"inputs": inputs, "parameters": {"precision": "bf16", "keep_checkpoints": 1}}
     (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
 

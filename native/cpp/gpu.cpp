@@ -155,6 +155,8 @@ void check_input(const Tensor &x, at::ScalarType type, at::IntArrayRef shape, co
 }
 
 int64_t parts(int64_t all, int64_t part) { return (all + part - 1) / part; }
+// n^-0.5, times the logarithm of e to the base 2: the kernels take powers of two.
+float scale_of(int64_t n) { return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(n))); }
 int number(int64_t value) {
     TORCH_CHECK(value >= 0 && value < (int64_t(1) << 31), value, " is too large");
     return static_cast<int>(value);
@@ -233,9 +235,8 @@ char *mt_gpu_window_attention(const void *program, const Tensor *qkv, const Tens
         auto y = at::empty({b, h, w, c}, qkv->options());
         // a block has WARPS of kernels.cu
         auto tiles = parts(kernels.window * kernels.window, 16);
-        auto scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(kernels.head)));
         kernels.launch(kernels.window_attention, "window_attention", {c / kernels.head, parts(h, kernels.window) * parts(w, kernels.window), b},
-                       32 * (tiles % 3 == 0 ? 3 : 4), qkv->const_data_ptr(), bias->const_data_ptr(), y.mutable_data_ptr(), number(h), number(w), scale);
+                       32 * (tiles % 3 == 0 ? 3 : 4), qkv->const_data_ptr(), bias->const_data_ptr(), y.mutable_data_ptr(), number(h), number(w), scale_of(kernels.head));
         *out = new Tensor(y);
     });
 }
@@ -256,8 +257,7 @@ char *mt_gpu_channel_attention(const void *program, const Tensor *qkv, Tensor **
         // a block has four groups, as in kernels.cu
         std::array<int64_t, 3> grid{parts(groups, 4), blocks, b};
         kernels.launch(kernels.channel_products, "channel_products", grid, 128, qkv->const_data_ptr(), products.mutable_data_ptr(), number(tokens), number(groups), number(share));
-        auto scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(tokens)));
-        kernels.launch(kernels.channel_weights, "channel_weights", {groups, b, 1}, 128, products.const_data_ptr(), weights.mutable_data_ptr(), number(blocks), scale);
+        kernels.launch(kernels.channel_weights, "channel_weights", {groups, b, 1}, 128, products.const_data_ptr(), weights.mutable_data_ptr(), number(blocks), scale_of(tokens));
         kernels.launch(kernels.channel_mix, "channel_mix", grid, 128, qkv->const_data_ptr(), weights.const_data_ptr(), y.mutable_data_ptr(), number(tokens), number(groups), number(share));
         *out = new Tensor(y);
     });
@@ -274,7 +274,7 @@ char *mt_gpu_upload(int index, const uint8_t *bytes, const int64_t *shape, size_
         const auto computing = cuda.getStream(device);
         Tensor there;
         {
-            // one stream a device: the memory of a stream is not used by others
+            // always the same stream of a device: libtorch keeps freed memory for the stream that it was allocated on
             static std::mutex lock;
             static std::map<int, c10::Stream> streams;
             std::lock_guard<std::mutex> held(lock);

@@ -19,7 +19,7 @@ __device__ __forceinline__ u32 pack(float first, float second) {
 #define ROWS 4
 #define COLUMNS 30
 
-// The sum of two pairs, rounded.
+// The sum of two pairs, rounded: a * 1 + b, as compute capability 8.0 has no addition of pairs.
 __device__ __forceinline__ u32 add(u32 a, u32 b) {
     u32 out;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(0x3f803f80u), "r"(b));
@@ -28,7 +28,7 @@ __device__ __forceinline__ u32 add(u32 a, u32 b) {
 
 // s + bias + 3x3 depthwise convolution of s with zeros around it, where s = x + y if SUM, else x. `weight` is [9, C] and `bias` [C] in
 // f32. A thread has two channels; a block a strip of ROWS x COLUMNS tokens of one image. What the next column needs is loaded while one
-// is computed: of rows and columns beyond the grid others are loaded, and count as zeros.
+// is computed. In place of rows and columns beyond the grid others are loaded, and taken as zeros.
 template <bool SUM>
 __device__ __forceinline__ void convolve(const u32 *x, const u32 *y, const float2 *weight, const float2 *bias, u32 *out, int height, int width, int pairs) {
     int pair = blockIdx.x * 128 + threadIdx.x;
@@ -171,6 +171,14 @@ __device__ __forceinline__ void multiply(float *sum, const u32 *a, u32 b0, u32 b
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Four blocks of 8 x 8 from shared memory, each lane giving the place of a row.
+template <bool TRANSPOSED> __device__ __forceinline__ void load_blocks(u32 *b, u32 row) {
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(row));
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(row));
+}
+
 // Two to the power of x, and 0 for what is very small.
 __device__ __forceinline__ float power_of_two(float x) {
     float out;
@@ -184,8 +192,8 @@ struct Window {
     u16 *out;
     i64 corner; // its first token
     int width, channels;
-    int columns, inside; // of the grid: columns, and tokens, which are counted along them
-    int reciprocal;      // of `columns`, times 2^16
+    int columns, inside; // the window's columns and tokens that are in the grid; tokens are numbered row by row
+    int reciprocal;      // of `columns`, times 2^16, rounded up
 
     __device__ __forceinline__ i64 place(int token) const {
         int row = token * reciprocal >> 16;
@@ -223,9 +231,7 @@ __device__ __forceinline__ void attend(const Window &window, const u16 *keys, co
 #pragma unroll
                 for (int k = 0; k < HEAD / 32; ++k) {
                     u32 b[4];
-                    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                                 : "r"(key_rows + (from * STRIDE + j * 8 * STRIDE + k * 32) * 2));
+                    load_blocks<false>(b, key_rows + (from * STRIDE + j * 8 * STRIDE + k * 32) * 2);
                     multiply(p, query[2 * k], b[0], b[1]);
                     multiply(p, query[2 * k + 1], b[2], b[3]);
                 }
@@ -272,9 +278,7 @@ __device__ __forceinline__ void attend(const Window &window, const u16 *keys, co
 #pragma unroll
                 for (int n = 0; n < HEAD / 16; ++n) {
                     u32 b[4];
-                    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                                 : "r"(value_rows + (from * STRIDE + t * 16 * STRIDE + n * 16) * 2));
+                    load_blocks<true>(b, value_rows + (from * STRIDE + t * 16 * STRIDE + n * 16) * 2);
                     multiply(mixed[2 * n], a, b[0], b[1]);
                     multiply(mixed[2 * n + 1], a, b[2], b[3]);
                 }
@@ -321,9 +325,9 @@ window_attention(const u16 *qkv, const u16 *bias, u16 *out, int height, int widt
     attend(window, keys, values, scale);
 }
 
-// Attention over the channels of each group, in three steps. A warp has a group; `share` tokens of an image are one block's. In a product
-// of matrices it is free which row, column or place of the sum is which channel or token, as long as both factors agree: here each lane's
-// are those that lie beside each other in memory, so that nothing goes through shared memory.
+// Attention over the channels of each group, in three steps. A warp has a group; a block has `share` tokens of an image. The rows, the
+// columns and the terms of the sum of a product of matrices may be in any order, as long as both factors agree: here it is one in which
+// what a lane needs lies together in memory, so that nothing goes through shared memory.
 
 // the tokens from..to of this block
 __device__ __forceinline__ int2 share_of(int tokens, int share) {

@@ -103,7 +103,7 @@ fn interval_row(report: &MethodReport, intervals: &Intervals) -> Vec<String> {
 /// What the intervals come from.
 fn sampled(report: &MethodReport) -> Option<String> {
     let Some(intervals) = &report.intervals else {
-        let group = report.grouped_by.as_deref()?;
+        let group = report.grouped_by.as_deref().filter(|_| !report.subgroups.is_empty())?;
         return Some(format!("intervals: rows with the same value of {} count together", one_line(group)));
     };
     let group = intervals.group.as_deref().map(|name| format!("values of {}", one_line(name)));

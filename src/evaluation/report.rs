@@ -117,7 +117,8 @@ pub struct MethodReport {
     pub calibration: Calibration,
     /// Confidence intervals; `None` if none were asked for.
     pub intervals: Option<Intervals>,
-    /// What groups the rows in all intervals, those of shares too; `None`: they count as independent.
+    /// What groups the test rows in their intervals, the bootstrap's and those of shares; `None`: rows count as independent, or the
+    /// report is older than this field, and [`Intervals::group`] says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grouped_by: Option<String>,
     /// Thresholds that reach a wanted sensitivity or specificity; empty without validation data.

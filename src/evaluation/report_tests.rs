@@ -107,17 +107,22 @@ fn groups_are_named_without_samples_too() {
     let data = Labelled::new(&scores, &[0, 1, 1]).unwrap();
     let bootstrap = Bootstrap { resamples: 0, seed: 0, groups: Some(("patient|id", &[0, 0, 1])) };
     let labels = ["one".to_owned(), "two".to_owned()];
-    let report = |bootstrap| {
-        evaluate_method(Method::Adapter, None, data, &labels, Extras { bootstrap, ..Extras::default() }).unwrap()
+    let sex = ["f", "m", "f"].map(|value| Some(value.to_owned())).to_vec();
+    let columns = [Column { name: "sex".to_owned(), values: sex }];
+    let report = |bootstrap, columns| {
+        let extras = Extras { bootstrap, columns, ..Extras::default() };
+        evaluate_method(Method::Adapter, None, data, &labels, extras).unwrap()
     };
-    let grouped = report(Some(bootstrap));
+    let grouped = report(Some(bootstrap), &columns);
     assert_eq!((&grouped.intervals, grouped.grouped_by.as_deref()), (&None, Some("patient|id")));
     let line = "rows with the same value of patient|id count together";
     assert!(render_text(std::slice::from_ref(&grouped), &[]).contains(line));
     assert!(render_markdown(&[grouped], &[]).contains(&line.replace('|', "\\|")));
-    let json = serde_json::to_value(report(None)).unwrap();
-    assert_eq!(json.get("grouped_by"), None);
-    assert!(!render_text(&[report(None)], &[]).contains("intervals"));
+    // nothing is said of intervals where there are none
+    let alone = report(Some(bootstrap), &[]);
+    assert_eq!(alone.grouped_by.as_deref(), Some("patient|id"));
+    assert!(!render_text(&[alone], &[]).contains("intervals"));
+    assert_eq!(serde_json::to_value(report(None, &columns)).unwrap().get("grouped_by"), None);
 }
 
 #[test]

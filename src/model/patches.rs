@@ -2,16 +2,15 @@
 //! times slower on a GPU.
 
 use super::layers::Conv2d;
-use super::{TchResult, engine_text};
+use super::{TchResult, engine, engine_text};
 use crate::error::Result;
-use crate::model::engine;
 use medtune_native::FixedLinear;
 use tch::{Kind, TchError, Tensor};
 
 /// Values of bfloat16 that are copied together, as one number of 64 bits.
 const TOGETHER: i64 = 4;
-/// Values of a row must be whole 16 bytes, or the product is a slow one.
-const ROW: i64 = 8;
+/// A row is a multiple of so many values, 16 bytes, or the product is a slow one.
+const ALIGNED: i64 = 8;
 /// From so many channels on, libraries have convolutions that are fast.
 const MANY_CHANNELS: i64 = 8;
 
@@ -37,7 +36,7 @@ impl Patches {
         if channels >= MANY_CHANNELS || channels * conv.stride % TOGETHER != 0 || conv.groups != 1 {
             return Ok(None);
         }
-        let row = (kernel * channels + ROW - 1) / ROW * ROW;
+        let row = (kernel * channels + ALIGNED - 1) / ALIGNED * ALIGNED;
         let flat = || -> TchResult<(Tensor, Tensor)> {
             let rows = conv.weight.f_permute([0, 2, 3, 1])?.f_reshape([out, kernel, kernel * channels])?;
             let rows = rows.f_constant_pad_nd([0, row - kernel * channels])?;

@@ -56,9 +56,10 @@ pub(super) fn section(name: &str, report: &MethodReport, curves: &[ClassCurves])
 /// How the intervals came about.
 fn drawn(report: &MethodReport) -> String {
     let (Some(intervals), Some(samples)) = (&report.intervals, samples(report)) else {
+        let shown = !report.subgroups.is_empty() || !report.operating_points.is_empty();
         let together =
-            |group: &String| format!(" In intervals of shares, rows of one group by {} count together.", escape(group));
-        let together = report.grouped_by.as_ref().map_or_else(String::new, together);
+            |group| format!(" Intervals of test rows below count rows with the same {} together.", escape(group));
+        let together = report.grouped_by.as_deref().filter(|_| shown).map_or_else(String::new, together);
         return format!(" No bootstrap intervals were asked for.{together}");
     };
     format!(" Small figures in the table of classes are {} intervals from {samples}.", percent(intervals.level))

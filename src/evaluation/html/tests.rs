@@ -228,7 +228,8 @@ fn entities(text: &str, style: bool) {
 fn everything_is_on_the_page() {
     let mut input = Evaluation::full(&labels(5));
     input.document.methods.push(bare(Method::Knn { k: 7 }, &input.document.labels));
-    input.document.methods[1].grouped_by = Some("patient".to_owned());
+    let [first, second] = &mut input.document.methods[..] else { panic!("two methods") };
+    (second.grouped_by, second.subgroups) = (Some("patient".to_owned()), first.subgroups.clone());
     let (page, plots) = input.render();
     for part in [
         "<html lang=\"en\">",
@@ -240,7 +241,7 @@ fn everything_is_on_the_page() {
         "\u{2212}0.125\u{a0}to\u{a0}0.750",
         "95\u{a0}% intervals from 1000 bootstrap samples of 31 groups by patient",
         "kNN (k 7)",
-        "No bootstrap intervals were asked for. In intervals of shares, rows of one group by patient count together.",
+        "No bootstrap intervals were asked for. Intervals of test rows below count rows with the same patient together.",
         "sensitivity \u{2265}\u{a0}0.900",
         "0.300\u{a0}to\u{a0}0.700, 12\u{a0}rows",
         "Subgroups by <span>sex &amp; age</span>",

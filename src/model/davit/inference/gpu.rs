@@ -1,5 +1,5 @@
-//! The image encoder for inference in bfloat16 on a GPU: that of the module above, with one kernel for each of depthwise
-//! convolution with its residuals, norm, and attention inside windows and over channels. Products of matrices are libtorch's.
+//! The image encoder for inference in bfloat16 on a GPU: that of the module above, with kernels for depthwise convolution with its
+//! residuals, norms, and attention inside windows and over channels. Products of matrices are libtorch's.
 
 use super::{Attention, Block, Depthwise, FixedDaVit, Stage};
 use crate::error::Result;
