@@ -329,7 +329,7 @@ window_attention(const u16 *qkv, const u16 *bias, u16 *out, int height, int widt
 // columns and the terms of the sum of a product of matrices may be in any order, as long as both factors agree: here it is one in which
 // what a lane needs lies together in memory, so that nothing goes through shared memory.
 
-// the tokens from..to of this block
+// The first token of this block's share, and the one after its last.
 __device__ __forceinline__ int2 share_of(int tokens, int share) {
     int from = blockIdx.y * share;
     return make_int2(from, min(from + share, tokens));

@@ -52,7 +52,9 @@ impl Patches {
         let &Patches { channels, kernel, stride, padding, row, .. } = self;
         let (b, h, w, _) = grid.size4()?;
         if h.min(w) + 2 * padding < kernel {
-            let text = format!("an image of {h} x {w} pixels is smaller than a patch of {kernel} x {kernel}");
+            let text = format!(
+                "an image of {h} x {w} pixels is smaller than a patch of {kernel} x {kernel}: give the package a larger image_size"
+            );
             return Err(TchError::Torch(text));
         }
         let steps = |side: i64| (side + 2 * padding - kernel) / stride + 1;

@@ -1,5 +1,5 @@
-//! Each kernel against the plain operations that define it. What computes needs a GPU; that the kernels compile is tested everywhere, by
-//! tests/python/test_gpu_kernels.py.
+//! Each kernel against the plain operations that define it. What computes needs a GPU, and is run on one by
+//! `cargo test --workspace -- --ignored gpu`; that the kernels compile is tested everywhere, by tests/python/test_gpu_kernels.py.
 
 use super::*;
 use tch::Kind;

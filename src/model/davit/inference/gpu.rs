@@ -63,6 +63,7 @@ impl GpuDaVit {
     fn run(&self, pixels: &Tensor) -> TchResult<Tensor> {
         // between stages the grid is [B, H, W, C]
         let mut grid = pixels.f_permute([0, 2, 3, 1])?;
+        // of the first stage alone
         let mut patches = self.patches.as_ref();
         for (stage, &kernels) in self.fixed.stages.iter().zip(&self.kernels) {
             grid = stage.on_gpu(kernels, &grid, patches.take())?;
