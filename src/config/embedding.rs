@@ -12,7 +12,7 @@ pub enum InferencePrecision {
     /// 32-bit floats.
     #[default]
     F32,
-    /// bfloat16; norms, softmax and sums in f32. Faster on GPUs and on processors with AVX-512, at 8 bits of precision.
+    /// bfloat16; norms, softmax and sums in f32. Faster on GPUs and on processors with AVX512-BF16, at 8 bits of precision.
     Bf16,
 }
 

@@ -5,7 +5,7 @@ use tch::Device;
 pub use crate::config::embedding::InferencePrecision;
 
 impl InferencePrecision {
-    /// What is computed in on `device` when `self` is asked for: on a CPU that has no products in bf16 (oneDNN needs AVX-512),
+    /// What is computed in on `device` when `self` is asked for: on a CPU that has no products in bf16 (AVX512-BF16),
     /// f32 is faster and more exact.
     #[must_use]
     pub fn on(self, device: Device) -> InferencePrecision {

@@ -46,6 +46,10 @@ impl MlModel<'_> {
         line(0, "flavors", String::new());
         line(2, "python_function", String::new());
         line(4, "code", "code".into());
+        // what whoever serves the package may choose
+        line(4, "config", String::new());
+        line(6, "device", "auto".into());
+        line(6, "precision", "f32".into());
         line(4, "data", CHECKPOINTS.into());
         line(4, "env", String::new());
         line(6, "conda", "conda.yaml".into());

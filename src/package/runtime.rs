@@ -5,10 +5,11 @@ use sha2::{Digest, Sha256};
 use super::manifest::hex;
 
 /// File name and content, sorted by name.
-pub(super) const FILES: [(&str, &str); 4] = [
+pub(super) const FILES: [(&str, &str); 5] = [
     ("__init__.py", include_str!("runtime/__init__.py")),
     ("images.py", include_str!("runtime/images.py")),
     ("modeling.py", include_str!("runtime/modeling.py")),
+    ("onednn.py", include_str!("runtime/onednn.py")),
     ("weights.py", include_str!("runtime/weights.py")),
 ];
 

@@ -72,6 +72,8 @@ fn mlmodel_is_yaml_with_json_signatures() {
         let yaml: Value = serde_yaml_ng::from_str(&text).unwrap();
         let flavor = &yaml["flavors"]["python_function"];
         assert_eq!((&flavor["code"], &flavor["data"]), (&json!("code"), &json!("artifacts/checkpoints")));
+        // the keys that MLflow lets whoever loads the package choose
+        assert_eq!(flavor["config"], json!({"device": "auto", "precision": "f32"}));
         let module = flavor["loader_module"].as_str().unwrap();
         assert!(dir.path().join("code").join(module).join("__init__.py").is_file());
         let part =

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 RUNTIME = Path(__file__).resolve().parents[2] / "src" / "package" / "runtime"
-SOURCES = ("__init__.py", "images.py", "modeling.py", "weights.py")
+SOURCES = ("__init__.py", "images.py", "modeling.py", "onednn.py", "weights.py")
 LABELS = ["endoscopy gastrointestinal colon polyp", "endoscopy gastrointestinal stomach ulcer", "x-ray chest normal"]
 
 
@@ -207,6 +207,7 @@ def _write_mlflow_files(folder, task):
         "flavors": {
             "python_function": {
                 "code": "code",
+                "config": {"device": "auto", "precision": "f32"},
                 "data": "artifacts/checkpoints",
                 "loader_module": module,
                 "python_version": "3.11.0",

@@ -5,7 +5,7 @@ import torch
 from handmade import FOUR_STAGES, config, random_state, random_tensors, runtime
 from reference import Reference, adapter_logits
 
-modeling = runtime().modeling
+modeling, onednn = runtime().modeling, runtime().onednn
 CPU = torch.device("cpu")
 
 CASES = {
@@ -37,6 +37,129 @@ def test_image_features(case, size):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     # The comparison means something only if images differ by much more than the tolerance.
     assert (ours[0] - ours[1]).abs().max() > 1e-2
+
+
+@pytest.fixture(params=["torch", "oneDNN"])
+def products(request):
+    """Packs an image encoder for the products of `param`, whichever of them is the faster one here."""
+
+    def pack(encoder):
+        for layer in encoder.modules():
+            if request.param == "oneDNN" and isinstance(layer, onednn.Linear):
+                layer.pack()
+
+    return pack
+
+
+@pytest.mark.parametrize("attention", ["plain products", "torch's own"])
+@pytest.mark.parametrize("size", [(32, 32), (45, 37), (8, 100)])
+def test_ways_to_compute(products, attention, size, monkeypatch):
+    """Each of them against the independent implementation: f32 to 1e-5, bf16, where it is computed in, by the direction of the vectors."""
+    if attention == "torch's own":
+        monkeypatch.setattr(onednn, "_KEPT_BYTES", 0)
+    model_config = config(**FOUR_STAGES)
+    state = random_state(model_config, vocabulary=50)
+    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    expected = Reference(model_config, state).encode_image(pixels)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+    for dtype in [torch.float32, *([torch.bfloat16] if onednn.has_bfloat16_products() else [])]:
+        model = modeling.load_unicl(model_config, dict(state), CPU)
+        model.image_encoder.compute_in(dtype)
+        products(model.image_encoder)
+        with torch.inference_mode():
+            got = model.encode_image(pixels)
+        assert got.dtype == torch.float32
+        if dtype == torch.float32:
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        else:
+            assert 1e-5 < (got - expected).abs().max(), "not in bf16"
+            assert (got * expected).sum(dim=1).min() > 0.999
+
+
+def is_packed(encoder):
+    """Whether all layers are; they are all alike."""
+    [answer] = {layer.packed is not None and layer.weight is None for layer in encoder.modules() if isinstance(layer, onednn.Linear)}
+    return answer
+
+
+@pytest.fixture
+def as_processor(monkeypatch):
+    """Lets the runtime see a processor of this vendor; what it found out of the real one is forgotten, before and after."""
+
+    def see(**processor):
+        onednn._packing_pays.cache_clear()
+        monkeypatch.setattr(onednn, "_processor", lambda: processor)
+
+    yield see
+    monkeypatch.undo()
+    onednn._packing_pays.cache_clear()
+
+
+@pytest.mark.parametrize(("vendor", "packs"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
+def test_who_packs(as_processor, vendor, packs):
+    """In f32; on Intel's processors libtorch's products by MKL are the faster ones, others than x86 were not looked at."""
+    as_processor(**({"vendor_id": vendor} if vendor else {}))
+    encoder = modeling.DaViT(config()["IMAGE_ENCODER"]["SPEC"])
+    onednn.pack(encoder)
+    assert is_packed(encoder) == packs
+
+
+def test_who_has_products_in_bf16(as_processor):
+    for flags, answer in (("sse4_2 avx512f avx512_bf16", True), ("avx512f avx512bw avx512_vnni", False), ("", False)):
+        as_processor(flags=flags)
+        assert onednn.has_bfloat16_products() == answer
+    as_processor()
+    assert not onednn.has_bfloat16_products()
+
+
+def test_operations_that_are_gone_or_changed_are_not_used(as_processor, monkeypatch):
+    """They are none of torch's public ones; what is packed is tried first."""
+    as_processor(vendor_id="AuthenticAMD")
+    assert onednn._packed_linear_works(torch.float32)
+    original = torch.ops.mkldnn._linear_pointwise
+
+    class Rounded:
+        """Inputs in bf16."""
+
+        def __call__(self, x, *rest):
+            return original(x.bfloat16().float(), *rest)
+
+        def binary(self, x, *rest):
+            return original.binary(x.bfloat16().float(), *rest)
+
+    class OtherGelu:
+        binary = original.binary
+
+        def __call__(self, x, weight, bias, kind, scalars, algorithm):
+            return original(x, weight, bias, kind, scalars, "tanh" if kind == "gelu" else algorithm)
+
+    class OtherSum:
+        def __call__(self, *arguments):
+            return original(*arguments)
+
+        def binary(self, x, residual, *rest):
+            return original.binary(x, 2 * residual, *rest)
+
+    class OtherArguments:
+        def __call__(self, x, weight):
+            raise AssertionError
+
+    for changed in (Rounded(), OtherGelu(), OtherSum(), OtherArguments()):
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", changed)
+        assert not onednn._packed_linear_works(torch.float32), type(changed).__name__
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    encoder = modeling.DaViT(config()["IMAGE_ENCODER"]["SPEC"])
+    onednn.pack(encoder)
+    assert not is_packed(encoder)
+
+
+def test_images_at_once():
+    """The hidden tokens of the first stage stay within 32 MiB: [tokens, 4 x channels] of an image."""
+    spec = {"PATCH_STRIDE": [4, 2], "DIM_EMBED": [96, 192]}
+    assert onednn.images_at_once(spec, 224, 224, 4) == 32 * 2**20 // (56 * 56 * 4 * 96 * 4) == 6
+    assert onednn.images_at_once(spec, 224, 224, 2) == 13
+    assert onednn.images_at_once(spec, 222, 221, 4) == 6, "a part of a patch is a token"
+    assert onednn.images_at_once(spec | {"DIM_EMBED": [256, 512]}, 480, 480, 4) == 1
 
 
 @pytest.mark.parametrize("case", ["two stages", "causal text"])

@@ -3,7 +3,10 @@
 import io
 import json
 import shutil
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -128,9 +131,11 @@ def test_every_form_of_an_image_cell(packages, images):
         assert_same_answer(answer, answers[0])
 
 
-def test_a_batch_equals_its_rows(packages):
+@pytest.mark.parametrize("images_at_once", [3, 16])
+def test_a_batch_equals_its_rows(packages, images_at_once):
     """More rows than a chunk, with gaps; a row's answer does not depend on its neighbours."""
     model = model_of(packages, "embeddings")
+    model.images_at_once = images_at_once
     cells = [png(20, 30, seed) if seed % 5 else "" for seed in range(40)]
     texts = [f"text number {seed}" if seed % 3 or not seed % 5 else float("nan") for seed in range(40)]
     answers = model.predict(pd.DataFrame({"image": cells, "text": texts}))
@@ -139,6 +144,85 @@ def test_a_batch_equals_its_rows(packages):
         assert single.keys() == answers[row].keys()
         for key, value in single.items():
             assert answers[row][key] == pytest.approx(value, abs=1e-6)
+
+
+def test_precision(packages, images, tmp_path):
+    """MLflow's own way to configure a model reaches the loader; in bf16 the answer is another, by no more than rounding."""
+    folder, answers = packages["zero-shot"][0], {}
+    for precision in ("f32", "bf16"):
+        settings = {"device": "cpu", "precision": precision}
+        extra = {"MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(settings)}
+        answer, stderr = mlflow_predict(tmp_path, folder, ["image"], [[base64_of(data)] for data in images], extra=extra)
+        assert "ignored" not in stderr and "Warning" not in stderr
+        model = runtime()._load_pyfunc(str(folder / CHECKPOINTS), settings)
+        for ours, theirs in zip(answer, model.predict(pd.DataFrame({"image": images}))):
+            assert_same_answer(ours, theirs)
+        answers[precision] = [{item["label"]: item["score"] for item in row} for row in answer]
+    apart = max(abs(a[label] - b[label]) for a, b in zip(answers["f32"], answers["bf16"]) for label in LABELS)
+    assert 1e-6 < apart < 0.05 if runtime().onednn.has_bfloat16_products() else apart == 0
+
+
+def test_configuration(packages):
+    """What is absent, null or empty is the default; what is unknown is refused, with what there is."""
+    folder = str(packages["zero-shot"][0] / CHECKPOINTS)
+    for config in (None, {}, {"device": None, "precision": None}, {"device": "", "precision": ""}):
+        model = runtime()._load_pyfunc(folder, config)
+        assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+        assert model.unicl.image_encoder.convs[0].proj.weight.dtype == torch.float32
+    for config, message in (({"precision": "fp8"}, "'f32' or 'bf16', not 'fp8'"), ({"device": "gpu"}, "'auto', 'cpu', .* not 'gpu'")):
+        with pytest.raises(ValueError, match=message):
+            runtime()._load_pyfunc(folder, config)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_loaded_model_is_packed_where_that_pays(packages, images, monkeypatch, pays):
+    monkeypatch.setattr(runtime().onednn, "_packing_pays", lambda dtype: pays)
+    model = model_of(packages, "embeddings")
+    layers = [layer for layer in model.unicl.modules() if isinstance(layer, runtime().onednn.Linear)]
+    assert layers and all((layer.packed is not None) == pays for layer in layers)
+    got = torch.tensor([row["image_features"] for row in model.predict(pd.DataFrame({"image": images}))])
+    torch.testing.assert_close(got, expected_features(packages, "embeddings", images), rtol=0, atol=1e-5)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    """Small ones side by side."""
+    images, most, now, lock = runtime().images, [0], [0], threading.Lock()
+    original = images.decode
+
+    def decode(data):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        try:
+            return original(data)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    monkeypatch.setattr(images, "decode", decode)
+    for limit, side_by_side in ((40 * 60, True), (40 * 60 - 1, False)):
+        monkeypatch.setattr(images, "LARGE_PIXELS", limit)
+        most[0] = 0
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda seed: images.standardise(png(40, 60, seed), 32, 75), range(8)))
+        assert (most[0] > 1) == side_by_side, most
+
+
+def test_a_processor_without_bf16_computes_in_f32(packages, images, monkeypatch, caplog):
+    monkeypatch.setattr(runtime().onednn, "has_bfloat16_products", lambda: False)
+    frame = pd.DataFrame({"image": images})
+    model = runtime()._load_pyfunc(str(packages["zero-shot"][0] / CHECKPOINTS), {"device": "cpu", "precision": "bf16"})
+    assert "no products in bf16" in caplog.text
+    assert model.predict(frame) == model_of(packages, "zero-shot").predict(frame)
+
+
+def test_of_several_bad_rows_the_first_is_named(packages, monkeypatch):
+    """Though images are decoded side by side."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    cells = [png(600, 600)] * 5 + [png(400, 400, 1)[:-30], "", "http://example.org/a.png"]
+    with pytest.raises(MlflowException, match="row 5: cannot decode"):
+        model_of(packages, "zero-shot").predict(pd.DataFrame({"image": cells}))
 
 
 @pytest.mark.parametrize(

@@ -8,31 +8,55 @@ MLflow calls `_load_pyfunc` with the package's `artifacts/checkpoints` folder an
 """
 
 import json
+import logging
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
 
-from . import images, modeling
+from . import images, modeling, onednn
 from .weights import read_safetensors
 
 _FORMAT_VERSION = 1
 _CHUNK = 16
+_MAX_DECODERS = 8
+_PRECISIONS = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def _load_pyfunc(path, model_config=None):
-    """The model in the folder `path`, on the GPU if there is one. `model_config` may hold {"device": "cpu" | "cuda" | ...}."""
-    device = (model_config or {}).get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(path, torch.device(device))
+    """The model in the folder `path`.
+
+    `model_config` may hold "device": torch's name of one, or "auto", the GPU if there is one; and "precision", in which images are encoded:
+    "f32" or "bf16". MLflow takes them from `config` in MLmodel, where MLFLOW_PYFUNC_INFERENCE_CONFIG, or who loads the package, may say otherwise.
+    On a GPU the whole process stops rounding convolutions to TF32, which would cost the agreement with the CPU.
+    """
+    given = {key: value for key, value in (model_config or {}).items() if value not in (None, "")}
+    config = {"device": "auto", "precision": "f32"} | given
+    device, precision = config["device"], config["precision"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"the device of a package is 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r}") from None
+    if precision not in _PRECISIONS:
+        raise ValueError(f"the precision of a package is 'f32' or 'bf16', not {precision!r}")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    if precision == "bf16" and device.type == "cpu" and not onednn.has_bfloat16_products():
+        logging.getLogger(__name__).warning("this CPU has no products in bf16, so images are encoded in f32")
+        precision = "f32"
+    return Model(path, device, _PRECISIONS[precision])
 
 
 class Model:
     """A loaded package; `predict` may be called from several threads."""
 
-    def __init__(self, root, device):
+    def __init__(self, root, device, dtype=torch.float32):
         self.device = device
         settings = _read_json(root, "medtune.json")
         if settings.get("format_version") != _FORMAT_VERSION:
@@ -41,6 +65,11 @@ class Model:
         with open(_inside(root, "config.yaml"), encoding="utf-8") as file:
             config = yaml.safe_load(file)
         self.unicl = modeling.load_unicl(config, read_safetensors(_inside(root, settings["weights"])), device)
+        self.unicl.image_encoder.compute_in(dtype)
+        self.images_at_once = _CHUNK
+        if device.type == "cpu":
+            onednn.pack(self.unicl.image_encoder)
+            self.images_at_once = onednn.images_at_once(config["IMAGE_ENCODER"]["SPEC"], *self.pixel_settings["image_size"], dtype.itemsize)
         if self.task == "classification":
             # The classes' text features are in the package, so the text encoder is not needed.
             self.unicl.lang_encoder = self.unicl.lang_projection = None
@@ -73,7 +102,7 @@ class Model:
         for chunk in _chunks(features):
             with torch.inference_mode():
                 logits = self.classify(torch.from_numpy(np.stack(chunk)).to(self.device))
-                scores = _finite(logits.double().softmax(dim=-1).cpu().numpy())
+                scores = _finite(logits.cpu().double().softmax(dim=-1).numpy())
             order = np.argsort(-scores, axis=1, kind="stable")[:, : int(top_k)]
             for row, ids in zip(scores, order):
                 answers.append([{"label": self.labels[i], "score": float(row[i])} for i in ids])
@@ -102,12 +131,13 @@ class Model:
         cells = [None if images.is_absent(cell) else cell for cell in cells]
         features = [None] * len(cells)
         for chunk in _chunks([row for row, cell in enumerate(cells) if cell is not None]):
-            batch = [self._pixels(row, cells[row], size, quality) for row in chunk]
-            # TF32 convolutions on a GPU would cost the agreement with the CPU.
-            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-                encoded = self.unicl.encode_image(torch.from_numpy(np.stack(batch)).to(self.device))
-            for row, feature in zip(chunk, _finite(encoded.cpu().numpy())):
-                features[row] = feature
+            batch = np.stack(_in_threads(lambda row: self._pixels(row, cells[row], size, quality), chunk))
+            for start in range(0, len(chunk), self.images_at_once):
+                part = slice(start, start + self.images_at_once)
+                with torch.inference_mode():
+                    encoded = self.unicl.encode_image(torch.from_numpy(batch[part]).to(self.device))
+                for row, feature in zip(chunk[part], _finite(encoded.cpu().numpy())):
+                    features[row] = feature
         return features
 
     def _pixels(self, row, cell, size, quality):
@@ -196,6 +226,15 @@ def _integer(params, key, default, low, high):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise _bad_request(f"{key} is a whole number from {low} to {high}, not {value!r}")
     return int(value)
+
+
+def _in_threads(function, items):
+    """[function(item) for item in items], several at once; of errors that of the first item is raised."""
+    threads = min(len(items), _MAX_DECODERS, torch.get_num_threads())
+    if threads < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
 
 
 def _chunks(items):

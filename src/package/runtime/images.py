@@ -6,7 +6,9 @@ JPEG, decode, bicubic resize to the network's size, normalise. Nothing is fetche
 
 import base64
 import binascii
+import contextlib
 import io
+import threading
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,6 +16,7 @@ from PIL import Image, ImageOps
 MAX_ENCODED_BYTES = 128 * 1024 * 1024
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535  # resizing a longer one by one axis at a time could take any memory
+LARGE_PIXELS = 16_000_000  # decoding takes up to 21 bytes a pixel: of larger images there is one at a time in a process
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM")
 
@@ -115,10 +118,24 @@ def _resize(image, width, height):
     return image.resize((width, image.height), Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
 
 
+_one_large = threading.Lock()
+
+
+def _turn(data):
+    """What to hold while the image is decoded and made small."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _one_large if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext()
+    except Exception:
+        return contextlib.nullcontext()  # `decode` says what is wrong with it
+
+
 def standardise(data, size, quality):
     """The image as `size` x `size` JPEG of `quality`, decoded again: what the network was trained on."""
     buffer = io.BytesIO()
-    _resize(decode(data), size, size).save(buffer, "JPEG", quality=quality)
+    with _turn(data):
+        small = _resize(decode(data), size, size)
+    small.save(buffer, "JPEG", quality=quality)
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
 
@@ -131,6 +148,11 @@ def rgb(data, settings, size, quality):
 
 def pixels(data, settings, size, quality):
     """float32 [3, H, W], normalised: what the network reads of `rgb`."""
-    values = rgb(data, settings, size, quality).astype(np.float32) / np.float32(255)
-    values = (values - np.float32(settings["mean"])) / np.float32(settings["std"])
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+    values = rgb(data, settings, size, quality)
+    return np.stack([table[values[..., channel]] for channel, table in enumerate(_byte_values(settings))])
+
+
+def _byte_values(settings):
+    """float32 [3, 256]: each value of a byte, normalised as one of each channel."""
+    mean, std = (np.float32(settings[key])[:, None] for key in ("mean", "std"))
+    return (np.arange(256, dtype=np.float32) / np.float32(255) - mean) / std

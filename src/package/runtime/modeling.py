@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .onednn import Linear, attend, scaled_product
+
 
 class ConvEmbed(nn.Module):
     """A strided convolution that starts a stage: [B, H, W, C_in] -> [B, H', W', C_out], normalised before or after."""
@@ -45,18 +47,23 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.window = heads, window
         self.norm = nn.LayerNorm(dim)
-        self.fn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
+        self.fn = nn.ModuleDict({"qkv": Linear(dim, 3 * dim), "proj": Linear(dim, dim)})
 
     def forward(self, x):
         b, h, w, c = x.shape
         s = self.window
-        y = F.pad(self.norm(x), (0, 0, 0, -w % s, 0, -h % s))
-        rows, columns = y.shape[1] // s, y.shape[2] // s
-        y = y.reshape(b, rows, s, columns, s, c).transpose(2, 3).reshape(-1, s * s, c)
-        q, k, v = self.fn["qkv"](y).view(-1, s * s, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, s * s, c)
-        y = self.fn["proj"](y).view(b, rows, columns, s, s, c).transpose(2, 3).reshape(b, rows * s, columns * s, c)
-        return x + y[:, :h, :w]
+        rows, columns, head = -(-h // s), -(-w // s), c // self.heads
+        qkv = self.fn["qkv"](self.norm(x))
+        if (rows * s, columns * s) != (h, w):
+            # what the product makes of zeros is its bias
+            padded = self.fn["qkv"].bias.expand(b, rows * s, columns * s, 3 * c).clone()
+            padded[:, :h, :w] = qkv
+            qkv = padded
+        qkv = qkv.view(b, rows, s, columns, s, 3, self.heads, head).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        y = attend(*qkv.reshape(3, -1, self.heads, s * s, head))
+        y = y.view(b, rows, columns, self.heads, s, s, head).permute(0, 1, 4, 2, 5, 3, 6)
+        y = y.reshape(b, rows * s, columns * s, c)[:, :h, :w]
+        return self.fn["proj"](y.contiguous(), residual=x)
 
 
 class ChannelAttention(nn.Module):
@@ -66,15 +73,16 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.groups = groups
         self.norm = nn.LayerNorm(dim)
-        self.fn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
+        self.fn = nn.ModuleDict({"qkv": Linear(dim, 3 * dim), "proj": Linear(dim, dim)})
 
     def forward(self, x):
         b, h, w, c = x.shape
-        n = h * w
-        qkv = self.fn["qkv"](self.norm(x)).view(b, n, 3, self.groups, c // self.groups)
-        q, k, v = qkv.permute(2, 0, 3, 4, 1)  # each [B, groups, C / groups, N]
-        y = (q * n**-0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
-        return x + self.fn["proj"](y.permute(0, 3, 1, 2).reshape(b, h, w, c))
+        n, group = h * w, c // self.groups
+        qkv = self.fn["qkv"](self.norm(x)).view(b, n, 3, self.groups, group)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, b * self.groups, n, group)
+        weights = scaled_product(q.transpose(1, 2), k, n**-0.5).softmax(dim=-1)
+        y = torch.bmm(v, weights.transpose(1, 2)).view(b, self.groups, n, group)
+        return self.fn["proj"](y.transpose(1, 2).reshape(b, h, w, c), residual=x)
 
 
 class FeedForward(nn.Module):
@@ -83,11 +91,11 @@ class FeedForward(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.fn = nn.ModuleDict({"net": nn.ModuleDict({"fc1": nn.Linear(dim, 4 * dim), "fc2": nn.Linear(4 * dim, dim)})})
+        self.fn = nn.ModuleDict({"net": nn.ModuleDict({"fc1": Linear(dim, 4 * dim), "fc2": Linear(4 * dim, dim)})})
 
     def forward(self, x):
         net = self.fn["net"]
-        return x + net["fc2"](F.gelu(net["fc1"](self.norm(x))))
+        return net["fc2"](net["fc1"](self.norm(x), gelu=True), residual=x)
 
 
 class HalfBlock(nn.Module):
@@ -123,13 +131,18 @@ class DaViT(nn.Module):
             self.blocks.append(stage)
         self.norms = nn.LayerNorm(dims[-1])
 
+    def compute_in(self, dtype):
+        """Encodes in `dtype` from now on; the mean over tokens and its norm stay as they are."""
+        self.convs.to(dtype)
+        self.blocks.to(dtype)
+
     def forward(self, pixels):
-        x = pixels.permute(0, 2, 3, 1)
+        x = pixels.to(self.convs[0].proj.weight.dtype).permute(0, 2, 3, 1)
         for conv, stage in zip(self.convs, self.blocks):
             x = conv(x)
             for block in stage:
                 x = block["channel_block"](block["spatial_block"](x))
-        return self.norms(x.mean(dim=(1, 2)))
+        return self.norms(x.mean(dim=(1, 2), dtype=self.norms.weight.dtype))
 
 
 class TextAttention(nn.Module):
