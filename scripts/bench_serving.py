@@ -103,12 +103,11 @@ def main():
 
         calls = {
             "medtune, one request": lambda: ours(rows),
+            **({BF16: lambda: ours(rows, "bf16")} if "bf16" in models else {}),
             "medtune, a request an image": lambda: torch.cat([ours([row]) for row in rows]),
             PEER: lambda: images_one_by_one(package, rows),
             "texts": lambda: texts_one_by_one(package),
         }
-        if "bf16" in models:
-            calls[BF16] = lambda: ours(rows, "bf16")
         for call in calls.values():
             call()
         found = {name: [] for name in calls}
