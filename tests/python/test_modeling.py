@@ -95,13 +95,16 @@ def as_processor(monkeypatch):
     onednn._packing_pays.cache_clear()
 
 
-@pytest.mark.parametrize(("vendor", "packs"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
-def test_who_packs(as_processor, vendor, packs):
-    """In f32; on Intel's processors libtorch's products by MKL are the faster ones, others than x86 were not looked at."""
+@pytest.mark.parametrize(("vendor", "f32", "bf16"), [("AuthenticAMD", True, True), ("GenuineIntel", False, True), (None, False, False)])
+def test_who_packs(as_processor, monkeypatch, vendor, f32, bf16):
+    """On Intel's processors libtorch's products by MKL are the faster ones in f32; others than x86 were not looked at."""
     as_processor(**({"vendor_id": vendor} if vendor else {}))
     encoder = modeling.DaViT(config()["IMAGE_ENCODER"]["SPEC"])
     onednn.pack(encoder)
-    assert is_packed(encoder) == packs
+    assert is_packed(encoder) == f32
+    monkeypatch.setattr(onednn, "_packed_linear_works", lambda dtype: True)
+    onednn._packing_pays.cache_clear()
+    assert (onednn._packing_pays(torch.float32), onednn._packing_pays(torch.bfloat16)) == (f32, bf16)
 
 
 def test_who_has_products_in_bf16(as_processor):
@@ -154,11 +157,12 @@ def test_operations_that_are_gone_or_changed_are_not_used(as_processor, monkeypa
 
 
 def test_images_at_once():
-    """The hidden tokens of the first stage stay within 32 MiB: [tokens, 4 x channels] of an image."""
+    """The hidden tokens of the first stage, [tokens, 4 x channels] of an image, stay below 32 MiB, at which malloc no longer keeps them."""
     spec = {"PATCH_STRIDE": [4, 2], "DIM_EMBED": [96, 192]}
     assert onednn.images_at_once(spec, 224, 224, 4) == 32 * 2**20 // (56 * 56 * 4 * 96 * 4) == 6
     assert onednn.images_at_once(spec, 224, 224, 2) == 13
     assert onednn.images_at_once(spec, 222, 221, 4) == 6, "a part of a patch is a token"
+    assert onednn.images_at_once(spec | {"DIM_EMBED": [128, 256]}, 256, 256, 4) == 3, "four are 32 MiB"
     assert onednn.images_at_once(spec | {"DIM_EMBED": [256, 512]}, 480, 480, 4) == 1
 
 

@@ -151,7 +151,8 @@ def test_precision(packages, images, tmp_path):
     folder, answers = packages["zero-shot"][0], {}
     for precision in ("f32", "bf16"):
         settings = {"device": "cpu", "precision": precision}
-        extra = {"MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(settings)}
+        # as many threads, since other sums round to other numbers in bf16
+        extra = {"MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(settings), "OMP_NUM_THREADS": str(torch.get_num_threads())}
         answer, stderr = mlflow_predict(tmp_path, folder, ["image"], [[base64_of(data)] for data in images], extra=extra)
         assert "ignored" not in stderr and "Warning" not in stderr
         model = runtime()._load_pyfunc(str(folder / CHECKPOINTS), settings)
@@ -169,7 +170,8 @@ def test_configuration(packages):
         model = runtime()._load_pyfunc(folder, config)
         assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
         assert model.unicl.image_encoder.convs[0].proj.weight.dtype == torch.float32
-    for config, message in (({"precision": "fp8"}, "'f32' or 'bf16', not 'fp8'"), ({"device": "gpu"}, "'auto', 'cpu', .* not 'gpu'")):
+    fp8, listed = {"precision": "fp8"}, {"precision": ["bf16"]}
+    for config, message in ((fp8, "'f32' or 'bf16', not 'fp8'"), (listed, "'f32' or 'bf16', not"), ({"device": "gpu"}, "'auto', 'cpu', .* not 'gpu'")):
         with pytest.raises(ValueError, match=message):
             runtime()._load_pyfunc(folder, config)
 
@@ -185,7 +187,7 @@ def test_a_loaded_model_is_packed_where_that_pays(packages, images, monkeypatch,
 
 
 def test_large_images_are_decoded_one_at_a_time(monkeypatch):
-    """Small ones side by side."""
+    """Small ones side by side. What counts is the largest that there is on the way to the standard size, here 32."""
     images, most, now, lock = runtime().images, [0], [0], threading.Lock()
     original = images.decode
 
@@ -201,11 +203,17 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
                 now[0] -= 1
 
     monkeypatch.setattr(images, "decode", decode)
-    for limit, side_by_side in ((40 * 60, True), (40 * 60 - 1, False)):
+    for shape, limit, side_by_side in (
+        ((40, 60), 40 * 60, True),
+        ((40, 60), 40 * 60 - 1, False),
+        ((200, 3), 200 * 32, True),
+        ((200, 3), 200 * 32 - 1, False),
+        ((3, 200), 200 * 32 - 1, False),
+    ):
         monkeypatch.setattr(images, "LARGE_PIXELS", limit)
         most[0] = 0
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda seed: images.standardise(png(40, 60, seed), 32, 75), range(8)))
+            list(pool.map(lambda seed: images.standardise(png(*shape, seed), 32, 75), range(8)))
         assert (most[0] > 1) == side_by_side, most
 
 

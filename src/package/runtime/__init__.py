@@ -43,7 +43,7 @@ def _load_pyfunc(path, model_config=None):
         device = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"the device of a package is 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r}") from None
-    if precision not in _PRECISIONS:
+    if not isinstance(precision, str) or precision not in _PRECISIONS:
         raise ValueError(f"the precision of a package is 'f32' or 'bf16', not {precision!r}")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False

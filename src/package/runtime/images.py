@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 MAX_ENCODED_BYTES = 128 * 1024 * 1024
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535  # resizing a longer one by one axis at a time could take any memory
-LARGE_PIXELS = 16_000_000  # decoding takes up to 21 bytes a pixel: of larger images there is one at a time in a process
+LARGE_PIXELS = 16_000_000  # decoding takes up to 25 bytes a pixel: of larger images there is one at a time in a process
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM")
 
@@ -121,19 +121,20 @@ def _resize(image, width, height):
 _one_large = threading.Lock()
 
 
-def _turn(data):
-    """What to hold while the image is decoded and made small."""
+def _turn(data, size):
+    """What to hold while the image is decoded and resized to `size`; on the way there it has one side of each."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _one_large if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext()
+            pixels = max(image.width * image.height, size * max(image.width, image.height))
     except Exception:
-        return contextlib.nullcontext()  # `decode` says what is wrong with it
+        pixels = 0  # `decode` says what is wrong with it
+    return _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext()
 
 
 def standardise(data, size, quality):
     """The image as `size` x `size` JPEG of `quality`, decoded again: what the network was trained on."""
     buffer = io.BytesIO()
-    with _turn(data):
+    with _turn(data, size):
         small = _resize(decode(data), size, size)
     small.save(buffer, "JPEG", quality=quality)
     buffer.seek(0)
