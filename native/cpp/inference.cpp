@@ -34,7 +34,7 @@ bool intel() {
 #endif
 }
 
-// With AVX-512 alone oneDNN makes f32 of bf16 first, which takes longer than products in f32; libtorch's own are slower still.
+// With AVX-512 alone oneDNN makes f32 of bf16 first, which takes longer than products in f32; so do libtorch's own.
 bool bfloat16_products() {
 #ifdef MT_X86
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
