@@ -46,7 +46,7 @@ impl MlModel<'_> {
         line(0, "flavors", String::new());
         line(2, "python_function", String::new());
         line(4, "code", "code".into());
-        // what whoever serves the package may choose
+        // defaults of what MLflow lets whoever loads the package choose; other keys it ignores
         line(4, "config", String::new());
         line(6, "device", "auto".into());
         line(6, "precision", "f32".into());

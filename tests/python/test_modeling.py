@@ -84,7 +84,7 @@ def is_packed(encoder):
 
 @pytest.fixture
 def as_processor(monkeypatch):
-    """Lets the runtime see a processor of this vendor; what it found out of the real one is forgotten, before and after."""
+    """Lets the runtime see a processor with these entries in /proc/cpuinfo; what it found out of another is forgotten, before and after."""
 
     def see(**processor):
         onednn._packing_pays.cache_clear()
